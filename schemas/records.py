@@ -1,0 +1,93 @@
+"""Small records passed between rooms.
+
+Shape suffixes: N prompts, B images, P points, C channels (256), h w low-resolution mask grid, H W image.
+Pixel frames: "image" = the decoded image after EXIF orientation, x right, y down, origin at the
+top-left corner of the top-left pixel; "input" = the model's square input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+
+@dataclass(frozen=True)
+class PoolItem:
+    """One file of the pool, known from a listing alone.
+
+    Attributes:
+        uri: full fsspec URL.
+        fingerprint: changes when the file changes; from the listing, so the file is not opened.
+        file_bytes: size if the listing tells it.
+    """
+
+    uri: str
+    fingerprint: str
+    file_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class PoolImage:
+    """A decoded image. `pixels` is uint8 HW3 RGB, sRGB, EXIF orientation applied."""
+
+    item: PoolItem
+    image_id: str
+    pixels: np.ndarray
+    mode: str
+    file_bytes: int
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Image features of a batch, and what is needed to map between image and input frames.
+
+    Attributes:
+        features_BCHW: the decoder's image embedding.
+        high_res: finer features (SAM 2: strides 4 and 8, already projected), empty for SAM.
+        image_sizes: (height, width) of each image, pixels.
+    """
+
+    features_BCHW: torch.Tensor
+    image_sizes: tuple[tuple[int, int], ...]
+    high_res: tuple[torch.Tensor, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """N prompts for the images of one embedding; coordinates in image pixels.
+
+    Attributes:
+        image_index_N: which image of the embedding each prompt is for, int64.
+        points_NP2: xy of points, float32, or None.
+        labels_NP: 1 foreground, 0 background, -1 padding, int64.
+        boxes_N4: xyxy, float32, or None.
+        masks_N1hw: low-resolution mask logits of an earlier decode, or None.
+    """
+
+    image_index_N: torch.Tensor
+    points_NP2: torch.Tensor | None = None
+    labels_NP: torch.Tensor | None = None
+    boxes_N4: torch.Tensor | None = None
+    masks_N1hw: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What the mask decoder says of N prompts: everything scores and maps need.
+
+    Attributes:
+        logits_NMhw: low-resolution mask logits, M = 3 (multimask) or 1; not clamped.
+        iou_NM: predicted IoU of each output, uncalibrated.
+        iou_token_NC: the IoU token after the decoder's transformer.
+        mask_tokens_N4C: all four mask tokens; multimask outputs are made from tokens 1..3, the
+            single output from token 0.
+    """
+
+    logits_NMhw: torch.Tensor
+    iou_NM: torch.Tensor
+    iou_token_NC: torch.Tensor
+    mask_tokens_N4C: torch.Tensor
