@@ -1,0 +1,171 @@
+"""Prompts to masks and tokens with the modules of either package.
+
+The packages' own `MaskDecoder.forward` takes one image at a time, repeats its features for every
+prompt, and keeps the tokens to itself. What is here does the same arithmetic with the same modules
+for prompts over many images, and hands out the tokens. No step reads a value back from the device.
+
+Shape suffixes: N prompts, B images, P prompt tokens, C channels (256), e side of the embedding,
+h w mask grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from schemas.records import Decoded, Embedding, Prompts
+
+# The prompt encoders' labels for the corners of a box.
+TOP_LEFT, BOTTOM_RIGHT = 2, 3
+
+
+def check_prompts(prompts: Prompts, n_images: int, grid_size: int) -> int:
+    """The number of prompts N.
+
+    Raises:
+        ValueError: the parts do not agree on N, nothing prompts, points come without labels, an
+            image index is out of range, or a mask is not on the grid.
+    """
+    index_N = prompts.image_index_N
+    n = index_N.shape[0]
+    points, labels, boxes, masks = prompts.points_NP2, prompts.labels_NP, prompts.boxes_N4, prompts.masks_N1hw
+    if points is None and boxes is None and masks is None:
+        raise ValueError("A prompt needs points, a box or a mask.")
+    if (points is None) != (labels is None):
+        raise ValueError("Points and their labels come together.")
+    if points is not None and labels is not None:
+        _check_shape("points_NP2", points, (n, labels.shape[-1], 2))
+        _check_shape("labels_NP", labels, (n, points.shape[1]))
+    if boxes is not None:
+        _check_shape("boxes_N4", boxes, (n, 4))
+    if masks is not None:
+        _check_shape("masks_N1hw", masks, (n, 1, grid_size, grid_size))
+    # An index on the device is not read back; one out of range fails there.
+    if index_N.device.type == "cpu" and n and not 0 <= int(index_N.min()) <= int(index_N.max()) < n_images:
+        raise ValueError(f"image_index_N must be within 0..{n_images - 1}.")
+    return n
+
+
+def embed_points(prompt_encoder: Any, points_NP2: torch.Tensor, labels_NP: torch.Tensor) -> torch.Tensor:
+    """Sparse prompt embedding of points and box corners.
+
+    Args:
+        prompt_encoder: either package's `PromptEncoder`.
+        points_NP2: xy in the model's input frame, fp32.
+        labels_NP: -1 padding, 0 background, 1 foreground, `TOP_LEFT`, `BOTTOM_RIGHT`.
+
+    Returns:
+        sparse_NPC, fp32. Positions are never computed in half precision: at 1024 pixels that
+        would move points by several pixels.
+    """
+    with torch.autocast(points_NP2.device.type, enabled=False):
+        # Half a pixel more: the centre of the pixel.
+        position_NPC = prompt_encoder.pe_layer.forward_with_coords(
+            points_NP2 + 0.5, prompt_encoder.input_image_size
+        )
+        kinds = [prompt_encoder.not_a_point_embed, *prompt_encoder.point_embeddings]
+        kind_NPC = torch.cat([kind.weight for kind in kinds])[labels_NP + 1]
+        return torch.where(labels_NP[..., None] == -1, kind_NPC, position_NPC + kind_NPC)
+
+
+def box_corners(boxes_N4: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Boxes (xyxy) as two labelled points each: points_N22 and labels_N2."""
+    labels_2 = torch.arange(TOP_LEFT, BOTTOM_RIGHT + 1, device=boxes_N4.device)
+    return boxes_N4.reshape(-1, 2, 2), labels_2.expand(boxes_N4.shape[0], 2)
+
+
+def pad_point(points_NP2: torch.Tensor, labels_NP: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same with one padding point behind, as both packages end their points."""
+    points = torch.nn.functional.pad(points_NP2, (0, 0, 0, 1), value=0.0)
+    return points, torch.nn.functional.pad(labels_NP, (0, 1), value=-1)
+
+
+def decode_masks(
+    mask_decoder: Any,
+    prompt_encoder: Any,
+    embedding: Embedding,
+    position_1Cee: torch.Tensor,
+    image_index_N: torch.Tensor,
+    sparse_NPC: torch.Tensor,
+    masks_N1hw: torch.Tensor | None,
+    *,
+    multimask: bool,
+) -> Decoded:
+    """Mask decoder of either package: attention, masks, predicted IoU and the tokens.
+
+    Args:
+        mask_decoder: either package's `MaskDecoder`.
+        prompt_encoder: the `PromptEncoder` beside it, for mask prompts.
+        embedding: image features; with high-resolution features if the decoder uses them.
+        position_1Cee: the prompt encoder's dense positional encoding, once for all.
+        image_index_N: image of each prompt, on the features' device.
+        sparse_NPC: from `embed_points`; P may be 0.
+        masks_N1hw: mask prompts, or None.
+        multimask: outputs 1..3, else output 0 (or what SAM 2 puts in its place when it is unstable).
+    """
+    n = sparse_NPC.shape[0]
+    output_tokens = [mask_decoder.iou_token.weight, mask_decoder.mask_tokens.weight]
+    first = 0
+    if getattr(mask_decoder, "pred_obj_scores", False):
+        output_tokens.insert(0, mask_decoder.obj_score_token.weight)
+        first = 1
+    tokens_NTC = torch.cat([torch.cat(output_tokens).expand(n, -1, -1), sparse_NPC], dim=1)
+
+    if masks_N1hw is None:
+        # The same for every prompt, so it is added once an image.
+        no_mask_1C11 = prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
+        source_NCee = _of_prompts(embedding.features_BCHW + no_mask_1C11, image_index_N)
+    else:
+        dense_NCee = prompt_encoder.mask_downscaling(masks_N1hw)
+        source_NCee = _of_prompts(embedding.features_BCHW, image_index_N) + dense_NCee
+
+    hidden_NTC, source_NLC = mask_decoder.transformer(source_NCee, position_1Cee, tokens_NTC)
+    iou_token_NC = hidden_NTC[:, first]
+    mask_tokens_N4C = hidden_NTC[:, first + 1 : first + 1 + mask_decoder.num_mask_tokens]
+    source_NCee = source_NLC.transpose(1, 2).reshape(source_NCee.shape)
+    pixels_NChw = _upscale_features(mask_decoder, source_NCee, embedding.high_res, image_index_N)
+
+    unstable_fallback = not multimask and getattr(mask_decoder, "dynamic_multimask_via_stability", False)
+    outputs = range(mask_decoder.num_mask_tokens)
+    wanted = outputs if unstable_fallback else outputs[1:] if multimask else outputs[:1]
+    weights_NMC = torch.stack(
+        [mask_decoder.output_hypernetworks_mlps[i](mask_tokens_N4C[:, i]) for i in wanted], dim=1
+    )
+    logits_NMhw = (weights_NMC @ pixels_NChw.flatten(2)).unflatten(2, pixels_NChw.shape[2:])
+    iou_NM = mask_decoder.iou_prediction_head(iou_token_NC)[:, wanted.start : wanted.stop]
+    if unstable_fallback:
+        logits_NMhw, iou_NM = mask_decoder._dynamic_multimask_via_stability(logits_NMhw, iou_NM)
+    return Decoded(
+        logits_NMhw=logits_NMhw.float(),
+        iou_NM=iou_NM.float(),
+        iou_token_NC=iou_token_NC.float(),
+        mask_tokens_N4C=mask_tokens_N4C.float(),
+    )
+
+
+def _upscale_features(
+    mask_decoder: Any,
+    source_NCee: torch.Tensor,
+    high_res: Sequence[torch.Tensor],
+    image_index_N: torch.Tensor,
+) -> torch.Tensor:
+    if not high_res:
+        return mask_decoder.output_upscaling(source_NCee)
+    stride_4, stride_8 = high_res
+    enlarge_1, norm, activate_1, enlarge_2, activate_2 = mask_decoder.output_upscaling
+    fine = activate_1(norm(enlarge_1(source_NCee) + _of_prompts(stride_8, image_index_N)))
+    return activate_2(enlarge_2(fine) + _of_prompts(stride_4, image_index_N))
+
+
+def _of_prompts(features_BChw: torch.Tensor, image_index_N: torch.Tensor) -> torch.Tensor:
+    """Features of each prompt's image; those of a single image are not copied."""
+    if features_BChw.shape[0] == 1:
+        return features_BChw.expand(image_index_N.shape[0], -1, -1, -1)
+    return features_BChw[image_index_N]
+
+
+def _check_shape(name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, not {shape}.")
