@@ -1,0 +1,1 @@
+"""Masks as arrays: run lengths, boxes, areas, overlap. Pure geometry, no model."""

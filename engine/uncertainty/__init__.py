@@ -1,0 +1,1 @@
+"""How unsure a model is of a mask."""
