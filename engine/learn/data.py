@@ -1,0 +1,152 @@
+"""Labelled images for training and evaluation: COCO files and procedural scenes as one kind of record.
+
+Splits go by image group and are fixed: of each set's groups, sorted by name, the last fifth is kept out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from engine.scenes import make_scene
+from schemas.errors import ConfigError
+
+KEPT_OUT_SHARE = 0.2
+SCENE_EVALUATION_SEEDS = range(200)  # training draws its seeds from 1,000,000 on
+_SCENE_TRAINING_SEED = 1_000_000
+
+
+@dataclass(frozen=True)
+class LabelledMask:
+    """A human or exact mask: COCO compressed RLE, its area in pixels, and its task (salient, entity, part)."""
+
+    rle: dict[str, object]
+    area: int
+    task: str
+
+    def decode(self) -> np.ndarray:
+        """bool HW."""
+        return coco_mask.decode(self.rle).astype(bool)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """An image with its masks. `load` gives uint8 HW3 RGB; images of one `group` are never split."""
+
+    name: str
+    group: str
+    modality: str
+    masks: tuple[LabelledMask, ...]
+    load: Callable[[], np.ndarray] = field(repr=False)
+
+    @cached_property
+    def boxes_M4(self) -> np.ndarray:
+        """Boxes of the masks as xyxy (exclusive), int, image pixels."""
+        xywh = coco_mask.toBbox([mask.rle for mask in self.masks]).astype(int)  # type: ignore[arg-type]
+        return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)
+
+    def preload(self) -> LabelledImage:
+        """The same with its pixels in memory."""
+        return replace(self, load=_ArrayLoader(self.load()))
+
+
+def read_coco(annotations: str | Path) -> list[LabelledImage]:
+    """Images of a COCO file, in file order; `file_name` is relative to the file's folder.
+
+    Segmentations may be compressed RLE, uncompressed RLE or polygons; crowds are left out.
+
+    Raises:
+        ConfigError: the file is missing or is no COCO file.
+    """
+    path = Path(annotations)
+    if path.is_dir():
+        path = path / "annotations.json"
+    try:
+        content = json.loads(path.read_text())
+        records = {record["id"]: record for record in content["images"]}
+        masks: dict[int, list[LabelledMask]] = {key: [] for key in records}
+        for annotation in content["annotations"]:
+            if not annotation.get("iscrowd"):
+                record = records[annotation["image_id"]]
+                rle = _as_rle(annotation["segmentation"], record["height"], record["width"])
+                masks[record["id"]].append(
+                    LabelledMask(rle, int(coco_mask.area(rle)), annotation.get("task", "entity"))  # type: ignore[arg-type]
+                )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is not a readable COCO file ({error!r}); give a JSON with images and annotations.") from error
+    return [
+        LabelledImage(
+            name=record["file_name"],
+            group=str(record.get("group", record["file_name"])),
+            modality=str(record.get("modality", "")),
+            masks=tuple(masks[key]),
+            load=_FileLoader(path.parent / record["file_name"]),
+        )
+        for key, record in records.items()
+        if masks[key]
+    ]
+
+
+def split_groups(images: Iterable[LabelledImage]) -> tuple[list[LabelledImage], list[LabelledImage]]:
+    """(training, kept out): the last fifth of the groups, sorted by name, is kept out."""
+    images = list(images)
+    groups = sorted({image.group for image in images})
+    kept_out = set(groups[len(groups) - round(len(groups) * KEPT_OUT_SHARE) :])
+    return [i for i in images if i.group not in kept_out], [i for i in images if i.group in kept_out]
+
+
+def make_training_scenes(count: int, size: int, workers: int) -> list[LabelledImage]:
+    """`count` procedural scenes, never those of the evaluation."""
+    seeds = range(_SCENE_TRAINING_SEED, _SCENE_TRAINING_SEED + count)
+    return scene_images(seeds, size, workers)
+
+
+def scene_images(seeds: Iterable[int], size: int, workers: int = 1) -> list[LabelledImage]:
+    """Procedural scenes as labelled images, held in memory; `modality` is the layout."""
+    seeds = list(seeds)
+    if workers <= 1:
+        return [_scene_image(seed, size) for seed in seeds]
+    with ProcessPoolExecutor(workers) as pool:
+        return list(pool.map(_scene_image, seeds, [size] * len(seeds), chunksize=16))
+
+
+def _scene_image(seed: int, size: int) -> LabelledImage:
+    scene = make_scene(seed, size)
+    masks = tuple(
+        LabelledMask(coco_mask.encode(np.asfortranarray(m.mask, np.uint8)), int(m.mask.sum()), m.task) for m in scene.masks
+    )
+    return LabelledImage(f"scene-{seed}", f"scene-{seed}", scene.layout, masks, _ArrayLoader(scene.image))
+
+
+def _as_rle(segmentation: object, height: int, width: int) -> dict[str, object]:
+    if isinstance(segmentation, list):
+        return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    if isinstance(segmentation, dict) and isinstance(segmentation["counts"], list):
+        return coco_mask.frPyObjects(segmentation, height, width)  # type: ignore[arg-type]
+    return segmentation  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class _FileLoader:
+    path: Path
+
+    def __call__(self) -> np.ndarray:
+        from PIL import Image
+
+        with Image.open(self.path) as image:
+            return np.asarray(image.convert("RGB"))
+
+
+@dataclass(frozen=True)
+class _ArrayLoader:
+    pixels: np.ndarray
+
+    def __call__(self) -> np.ndarray:
+        return self.pixels

@@ -1,0 +1,30 @@
+"""Losses on low-resolution mask logits, one value a mask."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+
+def focal_loss(logits_NMhw: torch.Tensor, target_NMhw: torch.Tensor, alpha: float = 0.25, gamma: float = 2.0) -> torch.Tensor:
+    """Mean focal loss over the pixels of each mask, NM (Lin et al. 2017); targets in 0..1."""
+    probability = logits_NMhw.sigmoid()
+    entropy = F.binary_cross_entropy_with_logits(logits_NMhw, target_NMhw, reduction="none")
+    agreement = probability * target_NMhw + (1 - probability) * (1 - target_NMhw)
+    weight = alpha * target_NMhw + (1 - alpha) * (1 - target_NMhw)
+    return (weight * (1 - agreement) ** gamma * entropy).flatten(2).mean(2)
+
+
+def dice_loss(logits_NMhw: torch.Tensor, target_NMhw: torch.Tensor) -> torch.Tensor:
+    """1 - soft Dice of each mask, NM; targets in 0..1."""
+    probability, target = logits_NMhw.sigmoid().flatten(2), target_NMhw.flatten(2)
+    overlap = (probability * target).sum(2)
+    return 1 - (2 * overlap + 1) / (probability.sum(2) + target.sum(2) + 1)
+
+
+@torch.no_grad()
+def mask_iou(logits_NMhw: torch.Tensor, target_NMhw: torch.Tensor) -> torch.Tensor:
+    """IoU of the masks cut at logit 0 with the targets cut at 0.5, NM."""
+    mask, target = logits_NMhw > 0, target_NMhw > 0.5
+    union = (mask | target).flatten(2).sum(2)
+    return (mask & target).flatten(2).sum(2) / union.clamp(min=1)
