@@ -20,14 +20,17 @@ class PoolItem:
     """One file of the pool, known from a listing alone.
 
     Attributes:
-        uri: full fsspec URL.
+        uri: full fsspec URL, without credentials.
         fingerprint: changes when the file changes; from the listing, so the file is not opened.
         file_bytes: size if the listing tells it.
+        open_url: what to open where that is not `uri`, because it carries credentials (or a file
+            name that is not Unicode). Kept out of repr; never write it to a table or a log.
     """
 
     uri: str
     fingerprint: str
     file_bytes: int | None = None
+    open_url: str | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,13 @@
+"""The pool: list, open and decode images from any fsspec URL.
+
+A file that cannot be used is an `ImageError` with a reason, never the end of a run.
+"""
+
+from __future__ import annotations
+
+from engine.pool.listing import list_pool
+from engine.pool.prefetch import prefetch
+from engine.pool.reading import read_image
+from engine.pool.tiles import tile_boxes
+
+__all__ = ["list_pool", "prefetch", "read_image", "tile_boxes"]

@@ -1,0 +1,103 @@
+"""From an item to its pixels: the file's bytes with a limit, their hash, the decoded image."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+from fsspec import AbstractFileSystem
+from fsspec.asyn import AsyncFileSystem
+
+from engine.pool.address import Address, parse_address, redact
+from engine.pool.decoding import decode_image
+from engine.pool.storage import Options, describe_error, judge_error, open_filesystem, open_stream
+from schemas.errors import ConfigError, GapmapError, ImageError, TransientError
+from schemas.records import PoolImage, PoolItem
+from schemas.settings import PoolSettings
+
+_CHUNK = 1 << 20
+
+
+def read_image(
+    item: PoolItem,
+    settings: PoolSettings,
+    storage_options: Options = None,
+    *,
+    on_size: Callable[[int, int], None] | None = None,
+) -> PoolImage:
+    """Open, hash and decode one image.
+
+    The image id is the first 32 hex digits of the SHA-256 of the file's bytes.
+
+    Args:
+        storage_options: as for `list_pool`.
+        on_size: called with height and width before any pixel is decoded; may wait.
+
+    Raises:
+        ImageError: this file cannot be used; record it and go on.
+        TransientError: the storage failed in passing; try again.
+        ConfigError: the storage refuses whoever asks (expired or unknown credentials), so that every
+            other image would fail alike.
+    """
+    data = _fetch(item, settings, storage_options)
+    mode, pixels_HW3 = decode_image(data, settings.max_pixels, on_size=on_size)
+    image_id = hashlib.sha256(data).hexdigest()[:32]
+    return PoolImage(item, image_id, pixels_HW3, mode, len(data))
+
+
+def _fetch(item: PoolItem, settings: PoolSettings, storage_options: Options) -> bytes:
+    limit = settings.max_file_bytes
+    _check_bytes(item.file_bytes, limit)
+    address = parse_address(item.open_url or item.uri)
+    try:
+        filesystem = open_filesystem(address, storage_options)
+        data = _read_bytes(filesystem, address, limit, item.file_bytes)
+    except Exception as error:
+        if isinstance(error, GapmapError):
+            raise
+        raise _explain(error, item, local=address.is_local) from (None if item.open_url else error)
+    _check_bytes(len(data), limit)
+    return data
+
+
+def _read_bytes(filesystem: AbstractFileSystem, address: Address, limit: int, size: int | None) -> bytes:
+    """At most one byte more than the limit, whatever the storage says of the size."""
+    if isinstance(filesystem, AsyncFileSystem) and not address.is_http:
+        if size is None:
+            size = filesystem.size(address.path)
+            _check_bytes(size, limit)
+        whole: bytes = filesystem.cat_file(address.path, start=0, end=limit + 1)  # one request
+        return whole
+    chunks, read = [], 0
+    with open_stream(filesystem, address) as file:
+        while read <= limit:
+            chunk = file.read(min(limit + 1 - read, max(_CHUNK, (size or 0) + 1 - read)))
+            if not chunk:
+                break
+            chunks.append(chunk)
+            read += len(chunk)
+    return b"".join(chunks)
+
+
+def _check_bytes(size: int | None, limit: int) -> None:
+    if size == 0:
+        raise ImageError("empty", "The file has no bytes.")
+    if size is not None and size > limit:
+        raise ImageError("too_large", f"The file is larger than max_file_bytes = {limit:,} bytes.")
+
+
+def _explain(error: Exception, item: PoolItem, *, local: bool) -> GapmapError:
+    words = describe_error(error)
+    verdict = judge_error(error, local=local)
+    if verdict == "transient":
+        return TransientError(f"{redact(item.uri)} cannot be read just now: {words}")
+    if verdict == "identity":
+        return ConfigError(
+            f"The storage refuses these credentials at {redact(item.uri)}: {words}. "
+            "Renew them in the environment or in the storage options; what is done stays done."
+        )
+    if verdict == "missing":
+        return ImageError("missing", f"The file is not there (any more): {words}")
+    if verdict == "denied":
+        return ImageError("unreadable", f"The file may not be read: {words}")
+    return ImageError("unreadable", f"The file's bytes cannot be read: {words}")
