@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -30,7 +32,7 @@ def test_tiles_cover_the_image_and_stay_inside_with_equal_sizes(height, width, t
 @given(sizes, tile_sizes, st.floats(0, 0.499))
 def test_neighbours_overlap_at_least_as_asked(width, tile_size, overlap):
     boxes = tile_boxes(1, width, tile_size, overlap)
-    for (_, _, right, _), (left, _, _, _) in zip(boxes, boxes[1:], strict=False):
+    for (_, _, right, _), (left, _, _, _) in itertools.pairwise(boxes):
         assert right - left >= int(overlap * tile_size)
 
 
