@@ -22,7 +22,13 @@ class View:
 
 
 def draw_view(
-    rng: np.random.Generator, image: LabelledImage, size: int, zoom: tuple[float, float], masks: int, *, letterbox: bool
+    rng: np.random.Generator,
+    image: LabelledImage,
+    size: int,
+    zoom: tuple[float, float],
+    masks: int,
+    *,
+    letterbox: bool,
 ) -> View | None:
     """A random crop, scaled to size x size, mirrored, turned and recoloured, with at most `masks` masks.
 
@@ -39,7 +45,11 @@ def draw_view(
     boxes_M4 = image.boxes_M4
     focus_x0, focus_y0, focus_x1, focus_y1 = boxes_M4[int(rng.integers(len(boxes_M4)))]
     crop_h = max(16, int(height * share))
-    crop_w = max(16, int(width * share)) if share == 1 else max(16, min(width, int(crop_h * np.exp(rng.uniform(-0.35, 0.35)))))
+    crop_w = (
+        max(16, int(width * share))
+        if share == 1
+        else max(16, min(width, int(crop_h * np.exp(rng.uniform(-0.35, 0.35)))))
+    )
     crop_h, crop_w = min(crop_h, height), min(crop_w, width)
     left = _place(rng, (focus_x0 + focus_x1) / 2, crop_w, width)
     top = _place(rng, (focus_y0 + focus_y1) / 2, crop_h, height)
@@ -55,7 +65,9 @@ def draw_view(
     for index in rng.permutation(np.flatnonzero(inside)):
         mask = image.masks[index].decode()[window]
         canvas = np.zeros((size, size), bool)
-        canvas[:out_h, :out_w] = cv2.resize(mask.astype(np.uint8), (out_w, out_h), interpolation=cv2.INTER_NEAREST) > 0
+        canvas[:out_h, :out_w] = (
+            cv2.resize(mask.astype(np.uint8), (out_w, out_h), interpolation=cv2.INTER_NEAREST) > 0
+        )
         if canvas.sum() >= _MIN_VISIBLE:
             chosen.append(canvas)
         if len(chosen) == masks:
@@ -64,7 +76,10 @@ def draw_view(
         return None
     stack = np.stack(chosen)
     if rng.random() < 0.5:
-        view[:out_h, :out_w], stack[:, :out_h, :out_w] = view[:out_h, :out_w][:, ::-1], stack[:, :out_h, :out_w][:, :, ::-1]
+        view[:out_h, :out_w], stack[:, :out_h, :out_w] = (
+            view[:out_h, :out_w][:, ::-1],
+            stack[:, :out_h, :out_w][:, :, ::-1],
+        )
     if out_h == out_w and rng.random() < 0.5:
         turns = int(rng.integers(1, 4))
         view, stack = np.rot90(view, turns), np.rot90(stack, turns, axes=(1, 2))
@@ -95,7 +110,9 @@ def draw_points(rng: np.random.Generator, mask_HW: np.ndarray, count: int) -> np
     chosen = rng.integers(len(rows), size=count)
     points = np.stack([columns[chosen], rows[chosen]], 1).astype(np.float32)
     if rng.random() < 0.6:
-        depth = cv2.distanceTransform(np.pad(mask_HW.astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1][rows, columns]
+        depth = cv2.distanceTransform(np.pad(mask_HW.astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1][
+            rows, columns
+        ]
         first = rng.choice(np.flatnonzero(depth >= depth.max() * rng.uniform(0.3, 0.95)))
         points[0] = columns[first], rows[first]
     return points + 0.5
@@ -106,7 +123,9 @@ def draw_box(rng: np.random.Generator, mask_HW: np.ndarray) -> np.ndarray:
     rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
     box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
     extent = np.array([box[2] - box[0], box[3] - box[1]] * 2)
-    return np.clip(box + rng.normal(0, 0.05, 4).clip(-0.1, 0.1) * extent, 0, mask_HW.shape[0]).astype(np.float32)
+    return np.clip(box + rng.normal(0, 0.05, 4).clip(-0.1, 0.1) * extent, 0, mask_HW.shape[0]).astype(
+        np.float32
+    )
 
 
 def _place(rng: np.random.Generator, middle: float, crop: int, full: int) -> int:

@@ -80,7 +80,9 @@ def read_coco(annotations: str | Path) -> list[LabelledImage]:
                     LabelledMask(rle, int(coco_mask.area(rle)), annotation.get("task", "entity"))  # type: ignore[arg-type]
                 )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is not a readable COCO file ({error!r}); give a JSON with images and annotations.") from error
+        raise ConfigError(
+            f"{path} is not a readable COCO file ({error!r}); give a JSON with images and annotations."
+        ) from error
     return [
         LabelledImage(
             name=record["file_name"],
@@ -120,7 +122,8 @@ def scene_images(seeds: Iterable[int], size: int, workers: int = 1) -> list[Labe
 def _scene_image(seed: int, size: int) -> LabelledImage:
     scene = make_scene(seed, size)
     masks = tuple(
-        LabelledMask(coco_mask.encode(np.asfortranarray(m.mask, np.uint8)), int(m.mask.sum()), m.task) for m in scene.masks
+        LabelledMask(coco_mask.encode(np.asfortranarray(m.mask, np.uint8)), int(m.mask.sum()), m.task)
+        for m in scene.masks
     )
     return LabelledImage(f"scene-{seed}", f"scene-{seed}", scene.layout, masks, _ArrayLoader(scene.image))
 

@@ -6,7 +6,9 @@ import torch
 from torch.nn import functional as F
 
 
-def focal_loss(logits_NMhw: torch.Tensor, target_NMhw: torch.Tensor, alpha: float = 0.25, gamma: float = 2.0) -> torch.Tensor:
+def focal_loss(
+    logits_NMhw: torch.Tensor, target_NMhw: torch.Tensor, alpha: float = 0.25, gamma: float = 2.0
+) -> torch.Tensor:
     """Mean focal loss over the pixels of each mask, NM (Lin et al. 2017); targets in 0..1."""
     probability = logits_NMhw.sigmoid()
     entropy = F.binary_cross_entropy_with_logits(logits_NMhw, target_NMhw, reduction="none")

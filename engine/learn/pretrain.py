@@ -85,7 +85,9 @@ class PromptedModel(nn.Module):
     def prompt_encoder(self) -> nn.Module:
         return self.net.sam_prompt_encoder if self.name == "sam2-mini" else self.net.prompt_encoder
 
-    def encode(self, pixels_B3SS: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def encode(
+        self, pixels_B3SS: torch.Tensor, valid: torch.Tensor
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Embedding BCss and high-resolution features (empty for SAM); padding is zero after normalisation."""
         x = (pixels_B3SS - self.mean) / self.std * valid
         if self.name == "sam-nano":
@@ -93,7 +95,9 @@ class PromptedModel(nn.Module):
         *fine, embedding = self.net.forward_image(x)["backbone_fpn"]
         return embedding + self.net.no_mem_embed.view(1, -1, 1, 1), fine
 
-    def decode(self, embedding_1C: torch.Tensor, fine: list[torch.Tensor], prompt: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    def decode(
+        self, embedding_1C: torch.Tensor, fine: list[torch.Tensor], prompt: dict
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Masks and IoU of all prompts of one image: logits M4hw, iou M4."""
         encoder = self.prompt_encoder
         side = embedding_1C.shape[-1]
@@ -109,7 +113,15 @@ class PromptedModel(nn.Module):
         return logits, iou
 
 
-def train(recipe: Recipe, data: list[Path], folder: Path, *, start: Path | None = None, device: str = "cpu", workers: int = 2) -> Path:
+def train(
+    recipe: Recipe,
+    data: list[Path],
+    folder: Path,
+    *,
+    start: Path | None = None,
+    device: str = "cpu",
+    workers: int = 2,
+) -> Path:
     """Train, or go on from `folder/last.pt`; returns the path of the exported safetensors.
 
     Args:
@@ -124,18 +136,27 @@ def train(recipe: Recipe, data: list[Path], folder: Path, *, start: Path | None 
     if start is not None and not (folder / "last.pt").exists():
         print(f"starting with {warm_start(model.net, start)} shared tensors of {start.name}")
     average = {key: value.detach().clone() for key, value in model.net.state_dict().items()}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.rate, weight_decay=recipe.decay, betas=(0.9, 0.98), fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.rate, weight_decay=recipe.decay, betas=(0.9, 0.98), fused=True
+    )
     first = 0
     if (folder / "last.pt").exists():
         saved = torch.load(folder / "last.pt", weights_only=True, map_location=device)
         if saved["recipe"] != asdict(recipe):
-            raise SystemExit(f"{folder} holds a run with another recipe: {saved['recipe']}. Choose another --folder.")
+            raise SystemExit(
+                f"{folder} holds a run with another recipe: {saved['recipe']}. Choose another --folder."
+            )
         model.net.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         average, first = saved["average"], saved["step"]
     sources = _sources(recipe, data, workers)
     batches = _Batches(recipe, sources, curriculum(model.image_size), letterbox=recipe.model == "sam-nano")
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns) as progress, (folder / "log.jsonl").open("a") as log:
         bar = progress.add_task(recipe.model, total=recipe.steps, completed=first)
         began, sums = time.monotonic(), np.zeros(4)
@@ -150,22 +171,42 @@ def train(recipe: Recipe, data: list[Path], folder: Path, *, start: Path | None 
             done = step + 1
             progress.advance(bar)
             if done % 50 == 0:
-                values = dict(zip(("loss", "iou", "iou_error", "masks"), (sums / 50).round(4).tolist(), strict=True))
-                log.write(json.dumps({"step": done, "seconds": round(time.monotonic() - began, 1), **values}) + "\n")
+                values = dict(
+                    zip(("loss", "iou", "iou_error", "masks"), (sums / 50).round(4).tolist(), strict=True)
+                )
+                log.write(
+                    json.dumps({"step": done, "seconds": round(time.monotonic() - began, 1), **values}) + "\n"
+                )
                 log.flush()
-                progress.update(bar, description=f"{recipe.model} loss {values['loss']:.3f} IoU {values['iou']:.3f}")
+                progress.update(
+                    bar, description=f"{recipe.model} loss {values['loss']:.3f} IoU {values['iou']:.3f}"
+                )
                 sums[:] = 0
             if done % 250 == 0 or done == recipe.steps:
-                state = {"recipe": asdict(recipe), "model": model.net.state_dict(), "average": average, "optimizer": optimizer.state_dict(), "step": done}
+                state = {
+                    "recipe": asdict(recipe),
+                    "model": model.net.state_dict(),
+                    "average": average,
+                    "optimizer": optimizer.state_dict(),
+                    "step": done,
+                }
                 torch.save(state, folder / "last.pt.new")
                 (folder / "last.pt.new").replace(folder / "last.pt")
                 export(average, recipe, model.image_size, done, folder / f"{recipe.model}.safetensors")
     return folder / f"{recipe.model}.safetensors"
 
 
-def train_step(model: PromptedModel, optimizer: torch.optim.Optimizer, views: list[View], rng: np.random.Generator, device: str) -> np.ndarray:
+def train_step(
+    model: PromptedModel,
+    optimizer: torch.optim.Optimizer,
+    views: list[View],
+    rng: np.random.Generator,
+    device: str,
+) -> np.ndarray:
     """One update on a batch of views, in one or two rounds of prompts; returns mean (loss, iou, iou error, masks)."""
-    pixels = torch.from_numpy(np.stack([view.pixels for view in views])).to(device).permute(0, 3, 1, 2).float()
+    pixels = (
+        torch.from_numpy(np.stack([view.pixels for view in views])).to(device).permute(0, 3, 1, 2).float()
+    )
     valid = torch.zeros(len(views), 1, *pixels.shape[-2:], device=device)
     for index, view in enumerate(views):
         valid[index, :, : view.valid_hw[0], : view.valid_hw[1]] = 1
@@ -178,8 +219,12 @@ def train_step(model: PromptedModel, optimizer: torch.optim.Optimizer, views: li
         embedding, fine = model.encode(pixels, valid)
         for turn in range(rounds):
             for index, prompt in enumerate(prompts):
-                logits, iou = model.decode(embedding[index : index + 1], [f[index : index + 1] for f in fine], prompt)
-                loss, figures, best = _loss(logits.float(), iou.float(), targets[index], ambiguous=prompt["ambiguous"])
+                logits, iou = model.decode(
+                    embedding[index : index + 1], [f[index : index + 1] for f in fine], prompt
+                )
+                loss, figures, best = _loss(
+                    logits.float(), iou.float(), targets[index], ambiguous=prompt["ambiguous"]
+                )
                 total = total + loss / (len(prompts) * rounds)
                 report += figures / (len(prompts) * rounds)
                 if turn + 1 < rounds:
@@ -196,8 +241,12 @@ def warm_start(net: nn.Module, weights: Path) -> int:
     """Copy every tensor whose name (across the two packages' spellings) and shape agree; returns how many."""
     from safetensors.torch import load_file
 
-    spelling = (("sam_prompt_encoder.", "prompt_encoder."), ("sam_mask_decoder.", "mask_decoder."), ("mlp.layers.0", "mlp.lin1"),
-                ("mlp.layers.1", "mlp.lin2"))
+    spelling = (
+        ("sam_prompt_encoder.", "prompt_encoder."),
+        ("sam_mask_decoder.", "mask_decoder."),
+        ("mlp.layers.0", "mlp.lin1"),
+        ("mlp.layers.1", "mlp.lin2"),
+    )
     given = load_file(weights)
     state, copied = net.state_dict(), 0
     for key, value in state.items():
@@ -215,23 +264,36 @@ def export(weights: dict[str, torch.Tensor], recipe: Recipe, image_size: int, st
     """Write fp16 safetensors whose metadata name the architecture, the input size and the recipe."""
     from safetensors.torch import save_file
 
-    metadata = {"architecture": recipe.model, "image_size": str(image_size), "step": str(step), "recipe": json.dumps(asdict(recipe))}
+    metadata = {
+        "architecture": recipe.model,
+        "image_size": str(image_size),
+        "step": str(step),
+        "recipe": json.dumps(asdict(recipe)),
+    }
     tensors = {key: value.detach().cpu().half().contiguous() for key, value in weights.items()}
     save_file(tensors, path.with_suffix(".new"), metadata)
     path.with_suffix(".new").replace(path)
 
 
-def _loss(logits_M4hw: torch.Tensor, iou_M4: torch.Tensor, target_M1hw: torch.Tensor, *, ambiguous: bool) -> tuple[torch.Tensor, np.ndarray, torch.Tensor]:
+def _loss(
+    logits_M4hw: torch.Tensor, iou_M4: torch.Tensor, target_M1hw: torch.Tensor, *, ambiguous: bool
+) -> tuple[torch.Tensor, np.ndarray, torch.Tensor]:
     """The best of the three outputs is taught (and the single output, where the prompt says enough), and every IoU."""
     target = target_M1hw.expand_as(logits_M4hw)
     masks_M4 = 20 * focal_loss(logits_M4hw, target) + dice_loss(logits_M4hw, target)
     truth_M4 = mask_iou(logits_M4hw, target)
     best_M = masks_M4[:, 1:].argmin(1, keepdim=True)
     # A little for the others keeps all three outputs alive while one of them is still winning everywhere.
-    taught = masks_M4[:, 1:].gather(1, best_M).mean() + 0.05 * masks_M4[:, 1:].mean() + (0.2 if ambiguous else 0.6) * masks_M4[:, 0].mean()
+    taught = (
+        masks_M4[:, 1:].gather(1, best_M).mean()
+        + 0.05 * masks_M4[:, 1:].mean()
+        + (0.2 if ambiguous else 0.6) * masks_M4[:, 0].mean()
+    )
     error = (iou_M4 - truth_M4).square()
     picked = logits_M4hw[:, 1:].gather(1, best_M[..., None, None].expand(-1, -1, *logits_M4hw.shape[-2:]))
-    figures = np.array([0.0, truth_M4[:, 1:].amax(1).mean().item(), (iou_M4 - truth_M4).abs().mean().item(), len(truth_M4)])
+    figures = np.array(
+        [0.0, truth_M4[:, 1:].amax(1).mean().item(), (iou_M4 - truth_M4).abs().mean().item(), len(truth_M4)]
+    )
     return taught + error.mean(), figures, picked
 
 
@@ -250,7 +312,9 @@ def _first_prompt(rng: np.random.Generator, view: View, device: str) -> dict:
     }
 
 
-def _next_prompt(rng: np.random.Generator, view: View, prompt: dict, logits_M1hw: torch.Tensor, device: str) -> dict:
+def _next_prompt(
+    rng: np.random.Generator, view: View, prompt: dict, logits_M1hw: torch.Tensor, device: str
+) -> dict:
     """A correction: a point where the best mask is wrong, and that mask's logits as mask prompt."""
     size = view.pixels.shape[0]
     enlarged = nn.functional.interpolate(logits_M1hw.float(), (size, size), mode="bilinear") > 0
@@ -261,10 +325,22 @@ def _next_prompt(rng: np.random.Generator, view: View, prompt: dict, logits_M1hw
         point = draw_points(rng, wrong if wrong.any() else mask, 1)
         points.append(point)
         labels.append([int(mask[int(point[0, 1]), int(point[0, 0])])])
-    new_points, new_labels = torch.from_numpy(np.stack(points)).to(device), torch.tensor(labels, device=device)
+    new_points, new_labels = (
+        torch.from_numpy(np.stack(points)).to(device),
+        torch.tensor(labels, device=device),
+    )
     if prompt["points"] is not None:
-        new_points, new_labels = torch.cat([prompt["points"], new_points], 1), torch.cat([prompt["labels"], new_labels], 1)
-    return {**prompt, "points": new_points, "labels": new_labels, "masks": logits_M1hw.float(), "ambiguous": False}
+        new_points, new_labels = (
+            torch.cat([prompt["points"], new_points], 1),
+            torch.cat([prompt["labels"], new_labels], 1),
+        )
+    return {
+        **prompt,
+        "points": new_points,
+        "labels": new_labels,
+        "masks": logits_M1hw.float(),
+        "ambiguous": False,
+    }
 
 
 def _target(view: View, device: str) -> torch.Tensor:
@@ -293,15 +369,25 @@ def _sources(recipe: Recipe, data: list[Path], workers: int) -> list[list[Labell
 class _Batches:
     """The views of every step; a step's views depend on the seed and the step alone, so a resumed run sees the same."""
 
-    def __init__(self, recipe: Recipe, sources: list[list[LabelledImage]], phases: tuple[Phase, ...], *, letterbox: bool) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        sources: list[list[LabelledImage]],
+        phases: tuple[Phase, ...],
+        *,
+        letterbox: bool,
+    ) -> None:
         self.recipe, self.sources, self.phases, self.letterbox = recipe, sources, phases, letterbox
 
-    def from_step(self, first: int):  # noqa: ANN201
+    def from_step(self, first: int):
         """(step, views) from step `first` on, made ahead in a thread."""
         from concurrent.futures import ThreadPoolExecutor
 
         with ThreadPoolExecutor(1) as ahead:
-            waiting = [(step, ahead.submit(self._views, step)) for step in range(first, min(first + 3, self.recipe.steps))]
+            waiting = [
+                (step, ahead.submit(self._views, step))
+                for step in range(first, min(first + 3, self.recipe.steps))
+            ]
             while waiting:
                 step, views = waiting.pop(0)
                 if step + 3 < self.recipe.steps:
@@ -315,17 +401,27 @@ class _Batches:
         while len(views) < self.recipe.images:
             source = self.sources[int(rng.choice(3, p=phase.mix))]
             image = source[int(rng.integers(len(source)))]
-            view = draw_view(rng, image, phase.size, phase.zoom, self.recipe.masks, letterbox=self.letterbox) if image.masks else None
+            view = (
+                draw_view(rng, image, phase.size, phase.zoom, self.recipe.masks, letterbox=self.letterbox)
+                if image.masks
+                else None
+            )
             if view is not None:
                 views.append(view)
         return views
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", choices=["sam-nano", "sam2-mini"])
-    parser.add_argument("--data", type=Path, nargs="*", default=[], help="COCO files or their folders that may be learnt from")
-    parser.add_argument("--folder", type=Path, help="checkpoints and log; a run there goes on (default runs/MODEL)")
+    parser.add_argument(
+        "--data", type=Path, nargs="*", default=[], help="COCO files or their folders that may be learnt from"
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="checkpoints and log; a run there goes on (default runs/MODEL)"
+    )
     parser.add_argument("--start", type=Path, help="safetensors of the other small model to start from")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=2, help="processes that paint scenes")

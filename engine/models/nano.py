@@ -8,6 +8,8 @@ start where sam-nano ended.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import nn
@@ -44,13 +46,16 @@ class ConvTrunk(nn.Module):
     def __init__(self, depths: tuple[int, int, int, int]) -> None:
         super().__init__()
         self.channel_list = list(reversed(_WIDTHS))
-        self.stem = nn.Sequential(nn.Conv2d(3, _WIDTHS[0], 4, stride=4), nn.GroupNorm(8, _WIDTHS[0]), nn.GELU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, _WIDTHS[0], 4, stride=4), nn.GroupNorm(8, _WIDTHS[0]), nn.GELU()
+        )
         self.downs = nn.ModuleList(
             nn.Sequential(nn.Conv2d(a, b, 2, stride=2), nn.GroupNorm(8, b))
-            for a, b in zip(_WIDTHS[:-1], _WIDTHS[1:], strict=True)
+            for a, b in itertools.pairwise(_WIDTHS)
         )
         self.stages = nn.ModuleList(
-            nn.Sequential(*(_Residual(width) for _ in range(depth))) for width, depth in zip(_WIDTHS, depths, strict=True)
+            nn.Sequential(*(_Residual(width) for _ in range(depth)))
+            for width, depth in zip(_WIDTHS, depths, strict=True)
         )
 
     def forward(self, image_B3HW: torch.Tensor) -> list[torch.Tensor]:
@@ -97,9 +102,14 @@ def build_sam_nano(image_size: int = 384) -> Sam:
         transformer=TwoWayTransformer(depth=2, embedding_dim=PROMPT_WIDTH, num_heads=8, mlp_dim=1024),
     )
     prompts = PromptEncoder(
-        embed_dim=PROMPT_WIDTH, image_embedding_size=(grid, grid), input_image_size=(image_size, image_size), mask_in_chans=16
+        embed_dim=PROMPT_WIDTH,
+        image_embedding_size=(grid, grid),
+        input_image_size=(image_size, image_size),
+        mask_in_chans=16,
     )
-    return Sam(image_encoder=ConvEncoder(image_size, (1, 2, 4, 2)), prompt_encoder=prompts, mask_decoder=decoder)  # type: ignore[arg-type]
+    return Sam(
+        image_encoder=ConvEncoder(image_size, (1, 2, 4, 2)), prompt_encoder=prompts, mask_decoder=decoder
+    )  # type: ignore[arg-type]
 
 
 def build_sam2_mini(image_size: int = 512) -> nn.Module:

@@ -1,0 +1,1 @@
+"""Holding masks against human masks."""

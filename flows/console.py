@@ -1,0 +1,92 @@
+"""What a person sees while a command works: bars on standard error, and the summary after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from flows.pseudolabel import RunSummary
+
+
+class LabelBar:
+    """The bar of `gapmap label`: images done, images/s, time left, masks, errors. A listener of tasks.progress."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[counts]}"),
+            console=self._console,
+        )
+        self._task = self._bar.add_task("starting", total=None, rate="", counts="")
+        self._masks = self._errors = 0
+
+    def __enter__(self) -> LabelBar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def start(self, total: int, done_before: int) -> None:
+        if done_before:
+            self._console.print(f"{done_before} images are in the store already")
+        self._bar.reset(self._task, total=total, description="labelling")
+
+    def advance(self, images: int, masks: int, errors: int) -> None:
+        self._masks, self._errors = self._masks + masks, self._errors + errors
+        task = self._bar.tasks[0]
+        rate = (task.completed + images) / task.elapsed if task.elapsed else 0.0
+        counts = f"{self._masks} masks" + (f", {self._errors} errors" if self._errors else "")
+        self._bar.update(self._task, advance=images, rate=f"{rate:.2f} images/s", counts=counts)
+
+    def summarise(self, summary: RunSummary) -> None:
+        """Print what the run did."""
+        table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+        usable = summary.images - sum(summary.errors.values())
+        table.add_row("model", summary.model)
+        table.add_row("images", f"{usable} labelled, {summary.done_before} done before")
+        table.add_row("masks", str(summary.masks))
+        if summary.reused:
+            table.add_row("copies", f"{summary.reused} images had their masks already, under another name")
+        if summary.errors:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(summary.errors.items()))
+            table.add_row(
+                "errors", f"{kinds} (SELECT uri, error_kind, error FROM images WHERE error IS NOT NULL)"
+            )
+        if summary.seconds:
+            table.add_row("time", f"{summary.seconds:.0f} s, {summary.images / summary.seconds:.2f} images/s")
+        table.add_row("store", summary.store)
+        self._console.print(table)
+
+
+@contextmanager
+def query_progress() -> Iterator[Callable[[float], None] | None]:
+    """A callback for a query's share done, 0..1, shown as a bar once the query has taken a second; none off a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    with Progress(
+        TextColumn("scanning"), BarColumn(), TimeRemainingColumn(), console=console, transient=True
+    ) as bar:
+        task = bar.add_task("", total=1.0, visible=False)
+        yield lambda share: bar.update(task, completed=share, visible=share > 0)

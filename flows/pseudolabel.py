@@ -1,0 +1,123 @@
+"""The main job as a Prefect flow: a pool of images in, masks with scores in the store.
+
+The store alone says what is done: a run lists the pool, leaves out what is committed, and labels the
+rest shard by shard, one task run a shard. Started again after whatever interruption, it goes on.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Annotated
+
+from prefect import flow, get_run_logger
+from pydantic import BaseModel, Field
+
+from schemas.records import PoolItem
+from schemas.settings import GenerateSettings, PoolSettings
+from tasks.label_shard import label_shard
+from tasks.progress import RunProgress
+from tasks.results import publish_results
+
+_LISTED_AT_ONCE = 10_000
+
+
+class RunSummary(BaseModel):
+    """What a run did. `errors` counts this run's failed images by kind; `reused` had their masks already
+    (the same bytes under another name)."""
+
+    model: str
+    store: str
+    images: int = 0
+    masks: int = 0
+    reused: int = 0
+    errors: dict[str, int] = {}
+    done_before: int = 0
+    seconds: float = 0.0
+    shards: int = 0
+
+
+@flow(name="pseudolabel", flow_run_name="pseudolabel-{model}", persist_result=False)
+def pseudolabel(
+    pool: Annotated[
+        str, Field(description="folder, bucket or list of images: any fsspec URL, globs allowed")
+    ],
+    store: Annotated[str, Field(description="where the tables go: a folder or any fsspec URL")],
+    model: Annotated[
+        str, Field(description="registry name (gapmap models), or path or URL of a checkpoint")
+    ] = "sam-nano",
+    generate: Annotated[
+        GenerateSettings | None, Field(description="generator settings; what is not set is the model's own")
+    ] = None,
+    files: Annotated[
+        PoolSettings | None, Field(description="which files are images, and how large one may be")
+    ] = None,
+    shard_size: Annotated[int, Field(ge=1, le=4096, description="images committed together")] = 64,
+    batch_size: Annotated[int, Field(ge=1, le=256, description="images encoded together")] = 4,
+    limit: Annotated[
+        int | None, Field(ge=1, description="stop after this many images; the next run goes on")
+    ] = None,
+    device: Annotated[
+        str | None, Field(description="cuda, cuda:N, mps or cpu; best there is if not given")
+    ] = None,
+    retry_errors: Annotated[
+        bool, Field(description="try images again that earlier runs could not read")
+    ] = False,
+) -> RunSummary:
+    """Label every image of the pool that the store does not hold yet for this model and these settings.
+
+    Storage credentials come from the environment or fsspec's own configuration, never from parameters:
+    Prefect keeps parameters in its database.
+    """
+    from engine.models.registry import load_segmenter
+    from engine.pool import list_pool
+    from engine.pseudolabel import Pseudolabeller
+    from engine.store import Store
+
+    log = get_run_logger()
+    files = files or PoolSettings()
+    target = Store(store)
+    segmenter = load_segmenter(model, device=device)
+    labeller = Pseudolabeller(segmenter, target, generate or GenerateSettings(), files, batch_size=batch_size)
+    done = labeller.find_done(retry_errors=retry_errors)
+
+    # The pool is listed twice, so that a pool of any size has a known end without being held in memory.
+    listed = total = 0
+    for batch in _batches(list_pool(pool, files)):
+        listed += len(batch)
+        total += len(done.pending(batch))
+    to_do = min(total, limit) if limit else total
+    log.info(
+        "%d images listed, %d done before, %d to do with %s",
+        listed,
+        listed - total,
+        to_do,
+        segmenter.model_id,
+    )
+    progress = RunProgress(to_do, listed - total, log.info)
+    labeller.commit_model()
+    summary = RunSummary(model=segmenter.model_id, store=target.label, done_before=listed - total)
+    errors: Counter[str] = Counter()
+    pending = itertools.chain.from_iterable(done.pending(batch) for batch in _batches(list_pool(pool, files)))
+    work = itertools.islice(pending, limit)
+    while shard := list(itertools.islice(work, shard_size)):
+        report = label_shard(summary.shards, shard, labeller, progress)
+        errors.update(report.errors)
+        summary.shards += 1
+        summary.images += report.images
+        summary.masks += report.masks
+        summary.reused += report.reused
+        summary.seconds += report.seconds
+        if summary.shards % 20 == 1:
+            progress.publish()
+    summary.errors = dict(errors)
+    progress.publish()
+    publish_results(target, summary.model_dump())
+    return summary
+
+
+def _batches(items: Iterable[PoolItem]) -> Iterator[list[PoolItem]]:
+    items = iter(items)
+    while batch := list(itertools.islice(items, _LISTED_AT_ONCE)):
+        yield batch

@@ -1,0 +1,52 @@
+"""The task that labels one shard of images: the unit that is retried, limited and committed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.concurrency.sync import concurrency
+from prefect.tasks import exponential_backoff
+
+from schemas.errors import TransientError
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import State, TaskRun
+    from prefect.tasks import Task
+
+    from engine.pseudolabel import Pseudolabeller, ShardReport
+    from schemas.records import PoolItem
+    from tasks.progress import RunProgress
+
+DEVICE_LIMIT = "gapmap-device"
+"""Name of the global concurrency limit that keeps runs from sharing a device; without such a limit there is none."""
+
+
+def _may_help_to_retry(_task: Task, _run: TaskRun, state: State) -> bool:
+    """Only what failed in passing is tried again; a wrong setting fails at once."""
+    result = state.result(raise_on_failure=False)
+    return isinstance(result, TransientError)
+
+
+@task(
+    name="label-shard",
+    task_run_name="shard-{number}",
+    retries=4,
+    retry_delay_seconds=exponential_backoff(5),
+    retry_jitter_factor=0.5,
+    retry_condition_fn=_may_help_to_retry,
+    cache_policy=NO_CACHE,  # the store says what is done, nothing else does
+    persist_result=False,
+)
+def label_shard(
+    number: int, items: list[PoolItem], labeller: Pseudolabeller, progress: RunProgress
+) -> ShardReport:
+    """Label the images of one shard and commit them; killed or failed, nothing of it is visible.
+
+    Raises:
+        TransientError: the pool, the store or the device failed in passing; tried again.
+        GapmapError: anything else that trying again would not mend.
+    """
+    with concurrency(DEVICE_LIMIT, occupy=1, strict=False):
+        return labeller.label(items, on_image=progress.advance)

@@ -1,0 +1,46 @@
+"""The end of a run as Prefect artifacts: what was done, and the masks that most want a look."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from prefect import task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+
+if TYPE_CHECKING:
+    from engine.store import Store
+
+MOST_UNCERTAIN = """
+    SELECT m.mask_id, i.uri, m.uncertainty, m.sam_score, m.stability, m.area, m.x0, m.y0, m.x1, m.y1
+    FROM masks m JOIN images i USING (image_id, model)
+    WHERE m.model = '{model}'
+    ORDER BY m.uncertainty DESC, m.mask_id LIMIT {count}
+"""
+
+
+def most_uncertain(store: Store, model: str, count: int = 10) -> list[dict[str, Any]]:
+    """The masks of a model that it is least sure of, most uncertain first, with the image each is from."""
+    quoted = model.replace("'", "''")
+    return store.query(MOST_UNCERTAIN.format(model=quoted, count=count)).to_pylist()
+
+
+@task(name="publish-results", cache_policy=NO_CACHE, persist_result=False)
+def publish_results(store: Store, summary: dict[str, Any]) -> None:
+    """Two table artifacts: the run's counts, and the ten most uncertain masks."""
+    counts = {key: value for key, value in summary.items() if key != "errors"}
+    errors = [
+        {"what": f"error: {kind}", "value": str(count)} for kind, count in sorted(summary["errors"].items())
+    ]
+    create_table_artifact(
+        [{"what": key, "value": str(value)} for key, value in counts.items()] + errors,
+        key="pseudolabel-results",
+        description="What the run did",
+    )
+    rows = most_uncertain(store, summary["model"])
+    if rows:
+        create_table_artifact(
+            [{k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows],
+            key="pseudolabel-most-uncertain",
+            description="The ten most uncertain masks",
+        )
