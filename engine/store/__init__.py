@@ -1,0 +1,9 @@
+"""Tables as Parquet on any filesystem: atomic commits, DuckDB views, compaction, export."""
+
+from .done import DoneIndex
+from .export import export_coco
+from .query import FORMATS, write_result
+from .snapshot import DamagedStoreError, Snapshot
+from .store import Store
+
+__all__ = ["FORMATS", "DamagedStoreError", "DoneIndex", "Snapshot", "Store", "export_coco", "write_result"]

@@ -1,0 +1,139 @@
+"""Masks as a COCO file that pycocotools loads, written row by row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from schemas.errors import ConfigError, nearest_name
+
+from .files import StoreFiles
+from .query import check_sql, fence, run_sql
+from .snapshot import quote_sql
+
+if TYPE_CHECKING:
+    from .snapshot import Snapshot
+    from .store import Store
+
+_CATEGORY = {"id": 1, "name": "object", "supercategory": ""}
+
+
+def export_coco(
+    store: Store,
+    out: str,
+    *,
+    where: str | None = None,
+    model: str | None = None,
+    storage_options: dict[str, Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[int, int]:
+    """Write a COCO instances file; returns (number of images, number of annotations).
+
+    One entry in `images` for each content, whether it has masks or not, with the first of its uris as
+    `file_name`; images that failed are left out. Annotations carry the compressed RLE, `bbox` as x, y,
+    width, height in image pixels, `area` in pixels, `score` (sam_score), `uncertainty` and `mask_id`.
+    The only category is "object".
+
+    Args:
+        out: path or fsspec URL; the file appears when it is complete.
+        where: SQL condition on the columns of `masks`, such as "uncertainty > 0.2 AND area > 100".
+        model: name@version; needed when the store holds masks of several.
+        progress: called with (annotations written, annotations in all).
+
+    Raises ConfigError when the model is unknown or not told, QueryError for a wrong condition.
+    """
+    parent, slash, name = out.rpartition("/")
+    target = StoreFiles(parent or slash or ".", storage_options)
+
+    def run(snapshot: Snapshot) -> tuple[int, int]:
+        export = _Export(store, snapshot, _choose_model(snapshot, model), where)
+        target.publish(f"{target.root}/{name}", lambda path: export.write(path, progress))
+        return export.n_images, export.n_annotations
+
+    return store.read(run)
+
+
+class _Export:
+    """One export from one snapshot: prepares the image numbers, then streams."""
+
+    def __init__(self, store: Store, snapshot: Snapshot, model: str, where: str | None) -> None:
+        self._files, self._snapshot = store.files, snapshot
+        fence(snapshot)
+        self._masks = f"SELECT * FROM masks WHERE model = {quote_sql(model)}" + (
+            f" AND ({where}\n)" if where else ""
+        )
+        check_sql(snapshot.con, self._masks)
+        snapshot.con.execute(
+            f"""CREATE TABLE internal.numbered AS
+            SELECT row_number() OVER (ORDER BY uri) AS id, * FROM (
+                SELECT image_id, min(uri) AS uri, any_value(width) AS width, any_value(height) AS height FROM images
+                WHERE model = {quote_sql(model)} AND error_kind IS NULL AND image_id IS NOT NULL GROUP BY image_id)"""
+        )
+        self.n_images = self.n_annotations = 0
+
+    def write(self, path: Path, progress: Callable[[int, int], None] | None) -> None:
+        total = next(self._rows(f"SELECT count(*) AS n FROM ({self._masks})"))["n"]
+        with path.open("w", encoding="utf-8") as file:
+            file.write(
+                '{"info": {"description": "masks by gapmap"}, "licenses": [], "categories": ['
+                + json.dumps(_CATEGORY)
+                + '],\n"images": ['
+            )
+            for row in self._rows(
+                "SELECT id, image_id, uri AS file_name, width, height FROM internal.numbered ORDER BY id"
+            ):
+                file.write((",\n" if self.n_images else "\n") + json.dumps(row))
+                self.n_images += 1
+            file.write('],\n"annotations": [')
+            for row in self._rows(
+                f"""SELECT n.id AS number, m.mask_id, m.x0, m.y0, m.x1, m.y1, m.area, m.height, m.width, m.rle, m.sam_score, m.uncertainty
+                FROM ({self._masks}) m JOIN internal.numbered n USING (image_id)"""
+            ):
+                self.n_annotations += 1
+                file.write(
+                    (",\n" if self.n_annotations > 1 else "\n")
+                    + json.dumps(_annotation(self.n_annotations, row))
+                )
+                if progress is not None and self.n_annotations % 10_000 == 0:
+                    progress(self.n_annotations, total)
+            file.write("]}\n")
+        if progress is not None:
+            progress(self.n_annotations, total)
+
+    def _rows(self, sql: str) -> Iterator[dict[str, Any]]:
+        with run_sql(self._files, self._snapshot, sql) as reader:
+            for batch in reader:
+                yield from batch.to_pylist()
+
+
+def _annotation(number: int, row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": number,
+        "image_id": row["number"],
+        "category_id": _CATEGORY["id"],
+        "segmentation": {"size": [row["height"], row["width"]], "counts": row["rle"]},
+        "bbox": [row["x0"], row["y0"], row["x1"] - row["x0"], row["y1"] - row["y0"]],
+        "area": row["area"],
+        "iscrowd": 0,
+        "score": row["sam_score"],
+        "uncertainty": row["uncertainty"],
+        "mask_id": row["mask_id"],
+    }
+
+
+def _choose_model(snapshot: Snapshot, model: str | None) -> str:
+    known = [
+        name
+        for (name,) in snapshot.con.execute("SELECT DISTINCT model FROM images ORDER BY model").fetchall()
+    ]
+    if model is None:
+        if len(known) != 1:
+            raise ConfigError(
+                f"The store holds masks of {len(known)} models; say which to export. Known: {', '.join(known)}."
+            )
+        return known[0]
+    if model not in known:
+        raise ConfigError(f"No images of model {model!r} in the store. {nearest_name(model, known)}")
+    return model

@@ -1,0 +1,223 @@
+"""The files of a store on any fsspec filesystem: list, read, publish whole or not at all, remove."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from schemas.errors import ConfigError, GapmapError, TransientError
+
+from .layout import attempt_of, parse_path
+
+# On these a PUT shows the whole object or nothing. Elsewhere a file grows in sight of readers, and
+# is written under another name and moved.
+_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "memory"}
+_ONE_PUT = 32 * 2**20
+_PASSING = {
+    "ECONNRESET",
+    "ECONNREFUSED",
+    "ECONNABORTED",
+    "EPIPE",
+    "ETIMEDOUT",
+    "EAGAIN",
+    "EBUSY",
+    "EIO",
+    "ESTALE",
+}
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One file of a table. `path` is what fsspec wants; `changed` is None where the store does not tell."""
+
+    path: str
+    model: str
+    name: str
+    attempt: str
+    size: int
+    changed: datetime | None
+
+
+class StoreFiles:
+    """Filesystem and root of a store. Raises ConfigError for an address that cannot work."""
+
+    def __init__(self, root: str, storage_options: Mapping[str, Any] | None = None) -> None:
+        import fsspec
+        from fsspec.implementations.local import LocalFileSystem
+
+        self._options = dict(storage_options or {})
+        self.label = self.redact(str(root))
+        with self.translated():
+            try:
+                # Listings that are kept would hide what other writers have committed since.
+                fs, path = fsspec.core.url_to_fs(str(root), **{"use_listings_cache": False, **self._options})
+            except (ImportError, ValueError, TypeError) as error:
+                raise ConfigError(f"Cannot open the store {self.label}: {self.redact(str(error))}") from None
+        self.fs = fs
+        self.root = path.rstrip("/")
+        self.is_local = isinstance(fs, LocalFileSystem)
+        protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+        self._puts_are_atomic = bool(protocols & _OBJECT_STORES)
+        if self.is_local and not Path(path).is_absolute():
+            self.root = str(Path(path).absolute())
+
+    def url(self, path: str) -> str:
+        """The address DuckDB opens a file by: a plain path on the local disk, else a URL."""
+        return path if self.is_local else self.fs.unstrip_protocol(path)
+
+    def list_table(self, table: str) -> list[StoredFile]:
+        """Every file of a table that carries an attempt's name, whatever its suffix."""
+        with self.translated():
+            self.fs.invalidate_cache()
+            try:
+                found = self.fs.find(f"{self.root}/{table}", detail=True)
+            except FileNotFoundError:
+                if self._puts_are_atomic:
+                    raise  # an empty prefix is no error there: the bucket is missing
+                return []
+        files = []
+        for path, info in found.items():
+            parsed = parse_path(path)
+            attempt = attempt_of(parsed[1]) if parsed else None
+            if parsed and attempt:
+                files.append(StoredFile(path, *parsed, attempt, int(info.get("size") or 0), _changed(info)))
+        return files
+
+    def read_bytes(self, path: str) -> bytes | None:
+        """Contents of a small file, or None if it is gone."""
+        with self.translated():
+            try:
+                return self.fs.cat_file(path)
+            except FileNotFoundError:
+                return None
+
+    def publish(self, path: str, write: Callable[[Path], None]) -> None:
+        """Let `write` fill a temporary file, then show it at `path` in one step."""
+        if self.is_local:
+            target = Path(path)
+            with self.translated():
+                target.parent.mkdir(parents=True, exist_ok=True)
+            # The suffix keeps it out of *.parquet; the attempt in front lets a sweep tell its age.
+            temporary = target.with_name(f"{target.name}.{uuid4().hex[:8]}.tmp")
+            with self.translated():
+                try:
+                    write(temporary)
+                    _sync(temporary)
+                    temporary.replace(target)
+                except BaseException:
+                    temporary.unlink(missing_ok=True)
+                    raise
+            return
+        with tempfile.TemporaryDirectory(prefix="gapmap-") as folder, self.translated():
+            local = Path(folder) / "file"
+            write(local)
+            self._upload(local, path)
+
+    def _upload(self, local: Path, path: str) -> None:
+        atomic = self._puts_are_atomic
+        target = path if atomic else f"{path}.{uuid4().hex[:8]}.tmp"
+        if not atomic:
+            self.fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        if local.stat().st_size <= _ONE_PUT:
+            self.fs.pipe_file(target, local.read_bytes())
+        else:
+            self.fs.put_file(str(local), target)
+        if not atomic:
+            self.fs.mv(target, path)
+
+    def remove(self, paths: Sequence[str]) -> None:
+        """Delete files; one that is gone already is no error."""
+        with self.translated():
+            for start in range(0, len(paths), 1000):
+                chunk = list(paths[start : start + 1000])
+                try:
+                    self.fs.rm(chunk)
+                except FileNotFoundError:
+                    for path in chunk:
+                        if self.fs.exists(path):
+                            self.fs.rm(path)
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Turn filesystem errors into TransientError or ConfigError, without any secret in them."""
+        try:
+            yield
+        except GapmapError:
+            raise
+        except Exception as error:
+            better = self.explain(error)
+            if better is None:
+                raise
+            # A text that held a secret must not be shown as the cause either.
+            raise better from (error if self.redact(str(error)) == str(error) else None)
+
+    def explain(self, error: Exception) -> GapmapError | None:
+        """The gapmap error that says what a filesystem error means; None if it is not one."""
+        text = f"{type(error).__name__}: {self.redact(str(error))}"
+        name = type(error).__name__
+        if isinstance(error, FileNotFoundError):
+            return ConfigError(
+                f"Not found in the store {self.label}. Check that the address and the bucket exist. {text}"
+            )
+        if isinstance(error, PermissionError) or "Credential" in name or "TokenRetrieval" in name:
+            return ConfigError(
+                f"The store {self.label} refused access. Check the credentials and its permissions. {text}"
+            )
+        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS}:
+            return ConfigError(
+                f"Cannot write to the store {self.label}. Free space, or choose a place that can be written. {text}"
+            )
+        passing = isinstance(error, (ConnectionError, TimeoutError)) or any(
+            part in name
+            for part in ("Timeout", "Connection", "ClientOS", "ServerDisconnected", "HTTPClientError")
+        )
+        if passing or (isinstance(error, OSError) and errno.errorcode.get(error.errno or 0) in _PASSING):
+            return TransientError(f"The store {self.label} did not answer as it should; try again. {text}")
+        if isinstance(error, OSError) or type(error).__module__.startswith(
+            ("botocore", "aiobotocore", "aiohttp")
+        ):
+            return ConfigError(f"The store {self.label} cannot be used. {text}")
+        return None
+
+    def redact(self, text: str) -> str:
+        """Text without the storage options' secrets and without credentials in URLs."""
+        text = re.sub(r"//[^/@\s]+@", "//***@", text)
+        for secret in _secrets(self._options):
+            text = text.replace(secret, "***")
+        return text
+
+
+def _secrets(options: Mapping[str, Any]) -> Iterator[str]:
+    for value in options.values():
+        if isinstance(value, Mapping):
+            yield from _secrets(value)
+        elif isinstance(value, str) and len(value) >= 4 and "://" not in value:
+            yield value
+
+
+def _changed(info: Mapping[str, Any]) -> datetime | None:
+    for key in ("LastModified", "last_modified", "mtime", "updated", "created"):
+        value = info.get(key)
+        if isinstance(value, int | float):
+            return datetime.fromtimestamp(value, UTC)
+        if isinstance(value, datetime):
+            return value if value.tzinfo else value.replace(tzinfo=UTC)
+    return None
+
+
+def _sync(path: Path) -> None:
+    """Bytes on the disk before the name: a power cut must not leave a named, empty file."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,253 @@
+"""What is visible in a store at one moment, as a DuckDB connection with one view per table."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, TypeVar
+from uuid import uuid4
+
+from schemas.errors import ConfigError, GapmapError, TransientError
+from schemas.tables import TABLES
+
+from .files import StoredFile, StoreFiles
+from .layout import PART_SUFFIX, REPLACES_SUFFIX, SHARD_TABLES
+from .live import find_live, name_images
+
+if TYPE_CHECKING:
+    import duckdb
+
+T = TypeVar("T")
+
+
+class DamagedStoreError(GapmapError):
+    """Files and images rows do not agree, which nothing that gapmap does can bring about."""
+
+
+class LostFileError(TransientError):
+    """A file went while it was read: a sweep came between. A fresh snapshot does without it."""
+
+
+def list_parts(files: StoreFiles) -> tuple[list[StoredFile], list[StoredFile], dict[str, StoredFile]]:
+    """The images folder: (effective parts, parts a compaction took the place of, `.replaces` by attempt).
+
+    A part counts as replaced only when the part that replaces it is in the same listing, so a listing
+    that ran beside a compaction is right with or without it.
+    """
+    listed = files.list_table("images")
+    parts = {f.path: f for f in listed if f.name == f.attempt + PART_SUFFIX}
+    notes = {f.attempt: f for f in listed if f.name == f.attempt + REPLACES_SUFFIX}
+    replaced = set()
+    for attempt, note in notes.items():
+        folder = note.path.rpartition("/")[0]
+        if f"{folder}/{attempt}{PART_SUFFIX}" in parts:
+            text = files.read_bytes(note.path)
+            if text is None:  # swept since it was listed, and the parts it names before it
+                return list_parts(files)
+            replaced |= {f"{folder}/{old}{PART_SUFFIX}" for old in json.loads(text)}
+    effective = [f for path, f in sorted(parts.items()) if path not in replaced]
+    return effective, [f for path, f in sorted(parts.items()) if path in replaced], notes
+
+
+class Snapshot:
+    """One moment of a store: only files that its images rows name are read, whatever is written meanwhile.
+
+    Attributes:
+        con: the connection, with the views; not for several threads at once (take `con.cursor()` each).
+        paths: address of every file the views read.
+        parts: the images parts the snapshot was made from.
+        tables: files of every other table by (model, attempt), named by a row or not.
+    """
+
+    def __init__(
+        self, files: StoreFiles, *, memory_limit: str | None = None, threads: int | None = None
+    ) -> None:
+        import duckdb
+
+        self._files = files
+        self.parts, _, _ = list_parts(files)
+        self.tables = {name: _by_attempt(files.list_table(name)) for name in TABLES if name != "images"}
+        self.paths: list[str] = []
+        self.con = open_connection(files, memory_limit=memory_limit, threads=threads)
+        try:
+            self._find_live()
+            self._create_views()
+        except BaseException as error:
+            self.con.close()
+            better = explain_duckdb(files, error, self.paths) if isinstance(error, duckdb.Error) else None
+            if better is not None:
+                raise better from None
+            raise
+
+    def __enter__(self) -> Snapshot:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.con.close()
+
+    def scan(self, table: str, urls: Sequence[str]) -> str:
+        """SQL that reads files of a table with the columns of its schema; NULL where a file has none."""
+        return scan_files(self.con, table, urls)
+
+    def scan_parts(self, urls: Sequence[str]) -> str:
+        """SQL that reads images parts with `url` and `row` (the place in the file) beside the columns."""
+        if not urls:
+            return f"(SELECT *, NULL::VARCHAR AS url, NULL::BIGINT AS row FROM {self.scan('images', urls)})"
+        source = scan_files(self.con, "images", urls, ", filename = 'url', file_row_number = true")
+        return f"(SELECT * RENAME (file_row_number AS row) FROM {source})"
+
+    def _find_live(self) -> None:
+        urls = [self._files.url(f.path) for f in self.parts]
+        find_live(self.con, self.parts, urls, self.scan_parts(urls))
+        for table in ("hidden", "stray"):
+            rows = self.con.execute(
+                f"SELECT DISTINCT url FROM internal.{table}_rows JOIN internal.files USING (part)"
+            ).fetchall()
+            name_images(self.con, table, self.scan_parts([url for (url,) in rows]))
+
+    def _create_views(self) -> None:
+        dead = {url for (url,) in self.con.execute("SELECT DISTINCT url FROM internal.dead").fetchall()}
+        branches = []
+        for model, parts in _by_model((f.model, f) for f in self.parts):
+            urls = [self._files.url(f.path) for f in parts]
+            branches.append(self._branch("images", model, [url for url in urls if url not in dead]))
+            branches.append(
+                self._branch(
+                    "images",
+                    model,
+                    [url for url in urls if url in dead],
+                    "ANTI JOIN internal.dead USING (url, row)",
+                )
+            )
+        self._create_view("images", branches)
+        attempts = self.con.execute(
+            "SELECT model, attempt, n_masks, seen FROM internal.attempts ORDER BY ALL"
+        ).fetchall()
+        lost = [row for row in attempts if row[2] > 0 and row[:2] not in self.tables["masks"]]
+        if lost:
+            raise DamagedStoreError(
+                f"The store {self._files.label} lacks {len(lost)} masks files that its images rows name (first: model {lost[0][0]},"
+                f" attempt {lost[0][1]}). Something other than gapmap deleted them: restore them, or delete the images files"
+                " of the same names and label those images again."
+            )
+        for table in SHARD_TABLES:
+            there = self.tables[table]
+            branches = []
+            for model, rows in _by_model((row[0], row) for row in attempts if row[:2] in there):
+                for seen, join in _JOINS.items():
+                    urls = [self._files.url(there[row[:2]].path) for row in rows if row[3] == seen]
+                    branches.append(self._branch(table, model, urls, join))
+            self._create_view(table, branches)
+        for table in self.tables.keys() - set(SHARD_TABLES):
+            stored = _by_model((f.model, self._files.url(f.path)) for f in self.tables[table].values())
+            newest = (
+                " QUALIFY row_number() OVER (PARTITION BY model ORDER BY created_at DESC) = 1"
+                if table == "models"
+                else ""
+            )
+            self._create_view(table, [self._branch(table, model, urls) for model, urls in stored], newest)
+
+    def _branch(self, table: str, model: str, urls: list[str], join: str = "") -> str:
+        """SELECT over files of one model. A constant model lets DuckDB skip the files of other models."""
+        if not urls:
+            return ""
+        self.paths += urls
+        source = self.scan_parts(urls) if "row" in join else self.scan(table, urls)
+        columns = ", ".join(
+            f"{quote_sql(model)} AS model" if name == "model" else f'"{name}"' for name in TABLES[table].names
+        )
+        return f"SELECT {columns} FROM {source} {join.format(model=quote_sql(model))}"
+
+    def _create_view(self, table: str, branches: list[str], suffix: str = "") -> None:
+        query = " UNION ALL ".join(branch for branch in branches if branch) or f"FROM {self.scan(table, [])}"
+        self.con.execute(f'CREATE VIEW "{table}" AS SELECT * FROM ({query}){suffix}')
+
+
+def open_connection(
+    files: StoreFiles, *, memory_limit: str | None = None, threads: int | None = None
+) -> duckdb.DuckDBPyConnection:
+    """An in-memory DuckDB connection that can read the store's filesystem, and spills to the temporary folder."""
+    import duckdb
+
+    con = duckdb.connect()
+    con.execute("SET temp_directory = ?", [f"{tempfile.gettempdir()}/gapmap-duckdb-{uuid4().hex}"])
+    con.execute("SET TimeZone = 'UTC'")
+    if memory_limit is not None:
+        try:
+            con.execute("SET memory_limit = ?", [memory_limit])
+        except duckdb.Error as error:
+            raise ConfigError(
+                f"{memory_limit!r} is no memory limit; write for instance '2GB'. {error}"
+            ) from None
+    if threads is not None:
+        con.execute("SET threads = ?", [threads])
+    if not files.is_local:
+        con.register_filesystem(files.fs)
+    return con
+
+
+def scan_files(con: duckdb.DuckDBPyConnection, table: str, urls: Sequence[str], extra: str = "") -> str:
+    """SQL that reads Parquet files with the columns of a table's schema; NULL where a file has none."""
+    kinds = [str(kind) for kind in con.from_arrow(TABLES[table].empty_table()).types]
+    columns = list(zip(TABLES[table].names, kinds, strict=True))
+    if not urls:
+        return "(SELECT " + ", ".join(f'NULL::{kind} AS "{name}"' for name, kind in columns) + " WHERE false)"
+    listed = ", ".join(quote_sql(url) for url in urls)
+    mapped = ", ".join(
+        f"{quote_sql(name)}: {{name: {quote_sql(name)}, type: {quote_sql(kind)}, default_value: NULL}}"
+        for name, kind in columns
+    )
+    return f"read_parquet([{listed}], schema = MAP {{{mapped}}}{extra})"
+
+
+def explain_duckdb(files: StoreFiles, error: Exception, paths: Sequence[str]) -> GapmapError | None:
+    """The error that says what a failed read through DuckDB means; None when it is about something else."""
+    text = files.redact(str(error))
+    # A file that is gone on a registered filesystem makes DuckDB try a folder of that name, which a fence forbids.
+    if any(
+        sign in text
+        for sign in ("No files found", "FileNotFoundError", "No such file", "NoSuchKey", "does not exist in")
+    ) or any(f'"{path}/' in text for path in paths):
+        return LostFileError(f"A file of the store {files.label} went while it was read; try again. {text}")
+    if any(
+        sign in text
+        for sign in (
+            "ConnectionError",
+            "ConnectError",
+            "Timeout",
+            "ConnectionReset",
+            "ConnectionRefused",
+            "SlowDown",
+            "ServiceUnavailable",
+        )
+    ):
+        return TransientError(f"The store {files.label} did not answer as it should; try again. {text}")
+    if "PermissionError" in text or "Credential" in text:
+        return ConfigError(
+            f"The store {files.label} refused access. Check the credentials and its permissions. {text}"
+        )
+    return None
+
+
+_JOINS = {
+    "whole": "",
+    "partly": "ANTI JOIN (SELECT attempt, image_id FROM internal.hidden WHERE model = {model}) h USING (attempt, image_id)",
+    "stray": "SEMI JOIN (SELECT attempt, image_id FROM internal.stray WHERE model = {model}) s USING (attempt, image_id)",
+}
+
+
+def _by_attempt(stored: Iterable[StoredFile]) -> dict[tuple[str, str], StoredFile]:
+    return {(f.model, f.attempt): f for f in stored if f.name == f.attempt + PART_SUFFIX}
+
+
+def _by_model(pairs: Iterable[tuple[str, T]]) -> list[tuple[str, list[T]]]:
+    grouped: dict[str, list[T]] = {}
+    for model, value in pairs:
+        grouped.setdefault(model, []).append(value)
+    return sorted(grouped.items())
+
+
+def quote_sql(value: str) -> str:
+    """A SQL string literal."""
+    return "'" + value.replace("'", "''") + "'"

@@ -1,0 +1,190 @@
+"""One store: the commits that go in, the views that come out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+
+import pyarrow as pa
+
+from schemas.errors import ConfigError
+from schemas.tables import TABLES
+
+from .commit import commit_attempt, commit_model
+from .compact import compact_store, sweep_store
+from .done import DoneIndex
+from .files import StoreFiles
+from .layout import new_attempt
+from .query import Progress, fence, run_sql, write_result
+from .snapshot import DamagedStoreError, LostFileError, Snapshot, list_parts
+
+if TYPE_CHECKING:
+    import duckdb
+
+_TRIES = 4
+T = TypeVar("T")
+
+
+class Store:
+    """Tables as Parquet under one root: a folder, or any fsspec URL.
+
+    Any number of processes may write, read and compact at once. Nothing is opened or created by making one.
+
+    Args:
+        root: folder or fsspec URL.
+        storage_options: for the filesystem, as fsspec takes them (`key`, `secret`, `endpoint_url` …).
+        memory_limit: how much memory DuckDB may take, such as '2GB'; beyond, it spills to the temporary folder.
+        threads: of DuckDB; None = all cores.
+
+    Raises ConfigError for an address that cannot work, TransientError when the filesystem fails in passing.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        storage_options: Mapping[str, Any] | None = None,
+        *,
+        memory_limit: str | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self.files = StoreFiles(root, storage_options)
+        self._memory_limit = memory_limit
+        self._threads = threads
+
+    def check_exists(self) -> None:
+        """Raise ConfigError when nothing was ever written here: a mistyped address, most likely."""
+        if not any(self.files.list_table(table) for table in TABLES):
+            raise ConfigError(
+                f"There is no store at {self.files.label}: none of the tables {', '.join(TABLES)} has a file there."
+                " Check the address, or label a pool into it first."
+            )
+
+    def commit_shard(self, model: str, images: pa.Table, tables: Mapping[str, pa.Table]) -> str:
+        """Add a shard of images with all that was made of them, whole or not at all; returns its attempt.
+
+        Args:
+            model: name@version.
+            images: rows of the `images` schema; `model`, `committed_at` are set here, and `attempt` where
+                it is NULL or absent. A row may name an older attempt (`DoneIndex.find_content`) instead.
+            tables: rows of the other tables of a shard by name, such as `masks`; `model` and `attempt` are set here.
+
+        Committing the same images again replaces what is seen of them. Raises ValueError for rows that do
+        not fit the schemas or each other.
+        """
+        attempt = new_attempt()
+        if "attempt" in images.schema.names and images["attempt"].null_count < len(images):
+            images = self._follow_moved(model, images)
+        commit_attempt(self.files, attempt, model, images, tables)
+        return attempt
+
+    def record_model(self, record: Mapping[str, Any]) -> None:
+        """Add a row of the `models` schema (without `created_at`); nothing when it is there already."""
+        with self.open_snapshot() as snapshot:
+            known = snapshot.con.sql(
+                'SELECT * FROM "models" WHERE model = ?', params=[record["model"]]
+            ).to_arrow_table()
+        commit_model(self.files, known, record)
+
+    def find_done(self, model: str, settings: str, *, retry_errors: bool = False) -> DoneIndex:
+        """What is committed already of a model and canonical settings. With `retry_errors`, images that
+        failed count as not done."""
+        return self.read(lambda snapshot: DoneIndex(snapshot, model, settings, retry_errors=retry_errors))
+
+    def open_snapshot(self) -> Snapshot:
+        """The store at this moment; close it when done."""
+        for _ in range(_TRIES - 1):
+            try:
+                return Snapshot(self.files, memory_limit=self._memory_limit, threads=self._threads)
+            except (LostFileError, DamagedStoreError):  # a sweep ran between two listings
+                continue
+        return Snapshot(self.files, memory_limit=self._memory_limit, threads=self._threads)
+
+    def connect(self) -> duckdb.DuckDBPyConnection:
+        """A DuckDB connection of one's own with a view for each table, as the store is now. It is not
+        fenced: other files and Python's tables can be joined."""
+        return self.open_snapshot().con
+
+    def query(self, sql: str, progress: Progress | None = None) -> pa.Table:
+        """Result of one SELECT-like statement, read only and fenced off from other files.
+
+        Args:
+            progress: called with the share done, 0..1, a few times a second while it works.
+
+        Raises QueryError for what is wrong with the statement.
+        """
+
+        def run(snapshot: Snapshot) -> pa.Table:
+            fence(snapshot)
+            with run_sql(self.files, snapshot, sql, progress) as reader:
+                return reader.read_all()
+
+        return self.read(run)
+
+    def write_query(self, sql: str, format: str, out: TextIO | str, progress: Progress | None = None) -> None:
+        """Like `query`, but the result goes in batches to a file or stream; see `write_result`."""
+
+        def run(snapshot: Snapshot) -> None:
+            fence(snapshot)
+            with run_sql(self.files, snapshot, sql, progress) as reader:
+                write_result(reader, format, out)
+
+        self.read(run)
+
+    def compact(
+        self,
+        model: str | None = None,
+        *,
+        target_bytes: int = 256 * 2**20,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> int:
+        """Merge small files into large ones; see `compact_store`."""
+        limit = self._memory_limit or "2GB"
+        return compact_store(
+            self.files, model=model, target_bytes=target_bytes, memory_limit=limit, progress=progress
+        )
+
+    def sweep(self, *, grace: timedelta = timedelta(hours=24)) -> int:
+        """Delete files that nobody can need any more; see `sweep_store`."""
+        return sweep_store(self.files, grace=grace)
+
+    def read(self, use: Callable[[Snapshot], T]) -> T:
+        """What `use` makes of a fresh snapshot; done again when a sweep took a file from under it."""
+        for attempt in range(_TRIES):
+            with self.open_snapshot() as snapshot:
+                try:
+                    return use(snapshot)
+                except LostFileError:
+                    if attempt == _TRIES - 1:
+                        raise
+        raise AssertionError("unreachable")
+
+    def _follow_moved(self, model: str, images: pa.Table) -> pa.Table:
+        """Let rows that name an older attempt name the one that holds its masks now.
+
+        A compaction may have moved them since. While an attempt's own part is in effect its masks cannot
+        be swept before the grace time has passed, so the commit that follows is safe.
+        """
+        effective, _, _ = list_parts(self.files)
+        there = {part.attempt for part in effective if part.model == model}
+        named = images["attempt"].to_pylist()
+        moved = {row for row, attempt in enumerate(named) if attempt is not None and attempt not in there}
+        if not moved:
+            return images
+        image_ids = images["image_id"].to_pylist()
+        with self.open_snapshot() as snapshot:
+            found = snapshot.con.sql(
+                """SELECT image_id, arg_max(coalesce(w.attempt, i.attempt), committed_at) FROM images i
+                LEFT JOIN internal.winners w ON w.image_key = md5_number(i.model || chr(0) || image_id)
+                WHERE i.model = ? AND list_contains(?, image_id) GROUP BY image_id""",
+                params=[model, sorted({image_ids[row] for row in moved})],
+            ).fetchall()
+        now = dict(found)
+        named = [now.get(image_ids[row]) if row in moved else attempt for row, attempt in enumerate(named)]
+        lost = [image_ids[row] for row in moved if named[row] is None]
+        if lost:
+            raise ConfigError(
+                f"Rows name an attempt whose masks are no longer there (first image_id {lost[0]}): label these images anew."
+            )
+        index = images.schema.get_field_index("attempt")
+        return images.set_column(index, "attempt", pa.array(named, pa.string()))
