@@ -31,10 +31,10 @@ def check_prompts(prompts: Prompts, n_images: int, grid_size: int) -> int:
     index_N = prompts.image_index_N
     n = index_N.shape[0]
     points, labels, boxes, masks = prompts.points_NP2, prompts.labels_NP, prompts.boxes_N4, prompts.masks_N1hw
-    if points is None and boxes is None and masks is None:
-        raise ValueError("A prompt needs points, a box or a mask.")
     if (points is None) != (labels is None):
         raise ValueError("Points and their labels come together.")
+    if points is None and boxes is None and masks is None:
+        raise ValueError("A prompt needs points, a box or a mask.")
     if points is not None and labels is not None:
         _check_shape("points_NP2", points, (n, labels.shape[-1], 2))
         _check_shape("labels_NP", labels, (n, points.shape[1]))
