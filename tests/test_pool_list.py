@@ -136,6 +136,7 @@ def test_symlink_loops_end_and_links_are_followed_once(pool, tmp_path):
     (outside / "back").symlink_to(pool)
     (pool / "loop").symlink_to(pool)
     (pool / "a" / "up").symlink_to("..")
+    (pool / "everything").symlink_to("/")
     (pool / "self").symlink_to("self")
     (pool / "self.png").symlink_to("self.png")
     (pool / "out1").symlink_to(outside)
@@ -204,11 +205,14 @@ def test_no_image_in_the_pool_says_what_was_sought_and_seen(tmp_path):
         assert part in message
 
 
-def test_unknown_storage_suggests_the_nearest():
+def test_urls_that_cannot_work_say_what_to_write():
     with pytest.raises(ConfigError, match="Did you mean 's3'"):
         list_pool("s4://bucket/x", ANY)
     with pytest.raises(ConfigError, match="zip://::PATH"):
         list_pool("zip://images", ANY)
+    with pytest.raises(ConfigError, match="no user and password") as caught:
+        list_pool("s3://key:s3cret@bucket/x", ANY)
+    assert "s3cret" not in str(caught.value)
     with pytest.raises(ConfigError, match="cannot stand in front"):
         list_pool("simplecache::s3://bucket/x", ANY)
 
@@ -283,6 +287,9 @@ def test_a_list_file_names_its_images_whatever_their_type(pool, tmp_path):
 
 def test_a_list_line_that_is_no_url_is_named_by_its_number(tmp_path):
     (tmp_path / "list.txt").write_text("https://host/a.png\n\nb.png\n")
+    (tmp_path / "odd.txt").write_text("htps://host/a.png\n")
+    with pytest.raises(ConfigError, match="Did you mean 'https'"):
+        list(list_pool(str(tmp_path / "odd.txt"), ANY))
     with pytest.raises(ConfigError, match=r"Line 3 .*'b\.png'"):
         list(list_pool(str(tmp_path / "list.txt"), ANY))
 

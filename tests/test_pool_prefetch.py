@@ -6,6 +6,7 @@ import io
 import threading
 import time
 import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,20 @@ def test_images_come_in_the_order_of_the_items_with_reasons_between(pool, worker
     assert [o.pixels[0, 0, 0] for o in outcomes if isinstance(o, PoolImage)] == [
         n for n in range(40) if n not in (5, 14)
     ]
+
+
+def test_many_threads_read_one_archive(pool, tmp_path):
+    archive = tmp_path / "all.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        for path in sorted(pool.glob("*.png")):
+            file.write(path, path.name)
+    folder = list(prefetch(list_pool(str(pool), ANY), ANY, 1))
+    packed = list(prefetch(list_pool(f"zip://::{archive}", ANY), ANY, 8))
+    ids = [
+        [o.image_id if isinstance(o, PoolImage) else o[1].kind for o in outcomes]
+        for outcomes in (folder, packed)
+    ]
+    assert ids[0] == ids[1]
 
 
 @pytest.mark.parametrize("max_bytes", [0, 1, 3_000_000])

@@ -54,6 +54,11 @@ class Address:
         return self.protocol == "file"
 
     @property
+    def on_this_machine(self) -> bool:
+        """Whether reading costs no waiting: a local file, or an archive in one."""
+        return self.is_local or self.inside.startswith("::file:")
+
+    @property
     def is_http(self) -> bool:
         return self.protocol in ("http", "https")
 
@@ -66,7 +71,8 @@ def parse_address(url: str) -> Address:
     """Take a storage URL apart; a plain path is local and becomes absolute.
 
     Raises:
-        ConfigError: unknown protocol, an archive URL that names no archive, or a cache in front.
+        ConfigError: unknown protocol, an archive URL that names no archive, a cache in front, or
+            credentials in the URL of a storage that does not read them from there.
     """
     head, chained, rest = url.partition("::")
     protocol = split_protocol(head)[0] or (head if chained and head in available_protocols() else "file")
@@ -90,7 +96,13 @@ def parse_address(url: str) -> Address:
         )
     if protocol in ("http", "https"):
         return Address(protocol, "", url)
-    path = str(_filesystem_class(protocol)._strip_protocol(url))
+    filesystem = _filesystem_class(protocol)
+    path = str(filesystem._strip_protocol(url))
+    if url != without_credentials(url) and path.startswith(url.partition("://")[2].partition("@")[0]):
+        raise ConfigError(
+            f"{protocol}:// takes no user and password in the URL {without_credentials(url)!r}. "
+            "Give them in the environment or in the storage options."
+        )
     bare = url.rstrip("/")
     prefix = bare.removesuffix(path) if path and bare.endswith(path) else f"{protocol}://"
     return Address(protocol, prefix, path)

@@ -54,8 +54,8 @@ def list_pool(url: str, settings: PoolSettings, storage_options: Options = None)
             selection = Selection(settings, glob)
             items = _as_items(walk(filesystem, address, selection), address)
     except Exception as error:
-        raise _explain(error, shown, local=address.is_local) from (None if shown != url else error)
-    return _guard(items, selection, shown, hide=shown != url, local=address.is_local)
+        raise _explain(error, shown, local=address.on_this_machine) from (None if shown != url else error)
+    return _guard(items, selection, shown, hide=shown != url, local=address.on_this_machine)
 
 
 def _split_root(filesystem: AbstractFileSystem, address: Address) -> tuple[Address, str]:
@@ -104,6 +104,7 @@ def _read_list(
                     f"Line {number} of the list {shown} is no URL: {uri[:200]!r}. "
                     "Write one whole URL a line (https://…, s3://…, file:///…)."
                 )
+            parse_address(line)  # an unknown storage is a mistake in the list, not a broken image
             below = unquote(uri.partition("://")[2].partition("?")[0].partition("/")[2])
             if uri not in seen and selection.takes(below):
                 seen.add(uri)

@@ -53,7 +53,7 @@ def prefetch(
     if first is None:
         return
     if workers is None:
-        workers = _LOCAL_WORKERS if parse_address(first.uri).is_local else _REMOTE_WORKERS
+        workers = _LOCAL_WORKERS if parse_address(first.uri).on_this_machine else _REMOTE_WORKERS
     budget = _Budget(max_bytes)
     numbered = enumerate(itertools.chain([first], items))
     waiting: deque[Future[Outcome]] = deque()

@@ -55,7 +55,7 @@ def _fetch(item: PoolItem, settings: PoolSettings, storage_options: Options) -> 
     except Exception as error:
         if isinstance(error, GapmapError):
             raise
-        raise _explain(error, item, local=address.is_local) from (None if item.open_url else error)
+        raise _explain(error, item, local=address.on_this_machine) from (None if item.open_url else error)
     _check_bytes(len(data), limit)
     return data
 

@@ -78,14 +78,15 @@ def judge_error(error: BaseException, *, local: bool) -> Verdict:
         return "transient"
     module, name = type(error).__module__.partition(".")[0], type(error).__name__
     if module in ("botocore", "aiobotocore"):
-        return "identity" if "Credential" in name or "Token" in name else "transient"
+        if any(word in name for word in ("Credential", "Token", "Profile")):
+            return "identity"
+        passing = ("Connect", "Endpoint", "HTTPClient", "Incomplete", "Streaming", "Timeout")
+        return "transient" if any(word in name for word in passing) else "broken"
     if module == "aiohttp":
         return "broken" if "InvalidURL" in name else "transient"
-    if isinstance(error, OSError):
-        # EIO is s3fs's word for an answer it does not know; on a disk it is a bad sector and stays.
-        passing = error.errno in _TRANSIENT_ERRNO or (error.errno == errno.EIO and not local)
-        return "transient" if passing else "broken"
-    return "broken"
+    number = error.errno if isinstance(error, OSError) else None
+    # EIO is s3fs's word for an answer it does not know; on a disk it is a bad sector and stays.
+    return "transient" if number in _TRANSIENT_ERRNO or (number == errno.EIO and not local) else "broken"
 
 
 def describe_error(error: BaseException) -> str:

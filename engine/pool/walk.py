@@ -60,8 +60,8 @@ def _one_file(name: str, found: Found, selection: Selection) -> Iterator[Found]:
 
 
 def _walk_local(root: str, selection: Selection) -> Iterator[Found]:
-    """Depth first. A linked folder is followed once, and not when its target is in the pool anyway."""
-    real_root = str(Path(root).resolve())
+    """Depth first. A linked folder is followed once, and not when it lies in the pool or around it."""
+    real_root = str(Path(root).resolve()).rstrip("/") + "/"
     followed: set[str] = set()
     base = root.rstrip("/") + "/"
     stack = [iter(_sorted_names(base, selection, is_root=True))]
@@ -75,8 +75,8 @@ def _walk_local(root: str, selection: Selection) -> Iterator[Found]:
         path = folders[-1] + name
         if name.endswith("/"):
             if Path(path).is_symlink():
-                target = str(Path(path).resolve())
-                if target in followed or f"{target}/".startswith(f"{real_root}/"):
+                target = str(Path(path).resolve()).rstrip("/") + "/"
+                if target in followed or target.startswith(real_root) or real_root.startswith(target):
                     continue
                 followed.add(target)
             folders.append(path)
