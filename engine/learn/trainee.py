@@ -1,0 +1,104 @@
+"""A small model while it learns: one differentiable face for both packages, its warm start and its export."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from engine.learn.curriculum import Recipe
+from engine.models.nano import build_sam2_mini, build_sam_nano
+
+_MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+
+class PromptedModel(nn.Module):
+    """One differentiable face for both packages' models: a view and its prompts -> four masks each.
+
+    `forward(pixels_B3SS, prompts)` where prompts is a list over images of dicts with `points` (M,P,2),
+    `labels` (M,P), `boxes` (M,4) or None and `masks` (M,1,h,w) or None, in view pixels. Returns lists of
+    logits M4hw and IoU M4; output 0 is the single mask, 1..3 the multimask outputs.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.net = build_sam_nano() if name == "sam-nano" else build_sam2_mini()
+        self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def image_size(self) -> int:
+        return self.net.image_size if self.name == "sam2-mini" else self.net.image_encoder.img_size
+
+    @property
+    def prompt_encoder(self) -> nn.Module:
+        return self.net.sam_prompt_encoder if self.name == "sam2-mini" else self.net.prompt_encoder
+
+    def encode(
+        self, pixels_B3SS: torch.Tensor, valid: torch.Tensor
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Embedding BCss and high-resolution features (empty for SAM); padding is zero after normalisation."""
+        x = (pixels_B3SS - self.mean) / self.std * valid
+        if self.name == "sam-nano":
+            return self.net.image_encoder(x), []
+        *fine, embedding = self.net.forward_image(x)["backbone_fpn"]
+        return embedding + self.net.no_mem_embed.view(1, -1, 1, 1), fine
+
+    def decode(
+        self, embedding_1C: torch.Tensor, fine: list[torch.Tensor], prompt: dict
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Masks and IoU of all prompts of one image: logits M4hw, iou M4."""
+        encoder = self.prompt_encoder
+        side = embedding_1C.shape[-1]
+        # Positions are relative to the input, so a model can be shown views of any size.
+        encoder.image_embedding_size, encoder.input_image_size = (side, side), (side * 16, side * 16)
+        points = None if prompt["points"] is None else (prompt["points"], prompt["labels"])
+        sparse, dense = encoder(points=points, boxes=prompt["boxes"], masks=prompt["masks"])
+        if self.name == "sam-nano":
+            return self.net.mask_decoder.predict_masks(embedding_1C, encoder.get_dense_pe(), sparse, dense)
+        logits, iou, _, _ = self.net.sam_mask_decoder.predict_masks(
+            embedding_1C, encoder.get_dense_pe(), sparse, dense, repeat_image=True, high_res_features=fine
+        )
+        return logits, iou
+
+
+def warm_start(net: nn.Module, weights: Path) -> int:
+    """Copy every tensor whose name (across the two packages' spellings) and shape agree; returns how many."""
+    from safetensors.torch import load_file
+
+    spelling = (
+        ("sam_prompt_encoder.", "prompt_encoder."),
+        ("sam_mask_decoder.", "mask_decoder."),
+        ("mlp.layers.0", "mlp.lin1"),
+        ("mlp.layers.1", "mlp.lin2"),
+    )
+    given = load_file(weights)
+    state, copied = net.state_dict(), 0
+    for key, value in state.items():
+        other = key
+        for ours, theirs in spelling:
+            if ".transformer." in key or not ours.startswith("mlp"):
+                other = other.replace(ours, theirs)
+        if other in given and given[other].shape == value.shape:
+            value.copy_(given[other])
+            copied += 1
+    return copied
+
+
+def export(weights: dict[str, torch.Tensor], recipe: Recipe, image_size: int, step: int, path: Path) -> None:
+    """Write fp16 safetensors whose metadata name the architecture, the input size and the recipe."""
+    from safetensors.torch import save_file
+
+    metadata = {
+        "architecture": recipe.model,
+        "image_size": str(image_size),
+        "step": str(step),
+        "recipe": json.dumps(asdict(recipe)),
+    }
+    tensors = {key: value.detach().cpu().half().contiguous() for key, value in weights.items()}
+    save_file(tensors, path.with_suffix(".new"), metadata)
+    path.with_suffix(".new").replace(path)

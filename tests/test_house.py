@@ -1,0 +1,59 @@
+"""The rules of the house, as checks: imports go down, the base stays light, every column is documented."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from schemas.errors import nearest_name
+from schemas.tables import TABLES
+
+ROOT = Path(__file__).parents[1]
+FLOORS = {"schemas": 0, "engine": 1, "tasks": 2, "flows": 3}
+FILES = [path for floor in FLOORS for path in sorted((ROOT / floor).rglob("*.py"))]
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module)
+    return {name.split(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_down_and_rooms_stay_small(path: Path) -> None:
+    floor = FLOORS[path.relative_to(ROOT).parts[0]]
+    above = {name for name in imported(path) if FLOORS.get(name, -1) > floor}
+    assert not above, f"imports from a floor above: {above}"
+    assert floor != 1 or "prefect" not in imported(path), "the engine knows no Prefect"
+    assert len(path.read_text().splitlines()) <= 350
+
+
+@pytest.mark.parametrize(
+    "module", ["schemas.tables", "schemas.settings", "engine.models.registry", "flows.cli"]
+)
+def test_importing_the_base_is_light(module: str) -> None:
+    code = f"import sys, {module}; print([m for m in ('torch', 'duckdb', 'prefect', 'matplotlib', 'cv2') if m in sys.modules])"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
+
+
+def test_every_column_says_what_it_is() -> None:
+    for table, schema in TABLES.items():
+        for field in schema:
+            assert field.name.islower(), table
+            assert len(field.metadata[b"doc"]) > 10, f"{table}.{field.name}"
+
+
+def test_a_wrong_name_suggests_the_nearest() -> None:
+    assert nearest_name("sam-nan", ["sam-nano", "sam2-mini"]).startswith("Did you mean 'sam-nano'?")
+    assert "Did you mean" not in nearest_name("zzzz", ["sam-nano"])
