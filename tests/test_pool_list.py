@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
@@ -233,6 +234,18 @@ def test_list_and_read_inside_a_zip(pool, tmp_path):
         f"zip://a/b/c.webp::file://{archive}"
     ]
     assert [i.uri for i in list_pool(f"zip://a.b::{archive}", ANY)] == [f"zip://a.b/x.png::file://{archive}"]
+
+
+def test_list_and_read_inside_a_tar(pool, tmp_path):
+    with tarfile.open(tmp_path / "photos.tar.gz", "w:gz") as file:
+        file.add(pool, "photos")
+    items = list(list_pool(f"tar://photos::{tmp_path}/photos.tar.gz", ANY))
+    assert [item.uri for item in items] == [
+        f"tar://photos/{name}::file://{tmp_path}/photos.tar.gz"
+        for name in ["a.JPG", "a.b/x.png", "a/b/c.webp", "a/z.tif", "b.png"]
+    ]
+    assert [read_image(item, ANY).pixels[0, 0, 0] for item in items] == [1, 4, 3, 2, 0]
+    assert all(item.fingerprint.startswith(f"{item.file_bytes}-1") for item in items)  # seconds since 1970
 
 
 def test_a_zip_that_is_replaced_is_read_anew(tmp_path):

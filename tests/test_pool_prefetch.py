@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
+import shutil
 import threading
 import time
 import tracemalloc
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -47,13 +47,12 @@ def test_images_come_in_the_order_of_the_items_with_reasons_between(pool, worker
     ]
 
 
-def test_many_threads_read_one_archive(pool, tmp_path):
-    archive = tmp_path / "all.zip"
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
-        for path in sorted(pool.glob("*.png")):
-            file.write(path, path.name)
+@pytest.mark.parametrize("kind", ["zip", "tar", "gztar"])
+def test_many_threads_read_one_archive(pool, tmp_path_factory, kind):
+    archive = shutil.make_archive(str(tmp_path_factory.mktemp("packed") / "all"), kind, pool)
+    protocol = kind.removeprefix("gz")
     folder = list(prefetch(list_pool(str(pool), ANY), ANY, 1))
-    packed = list(prefetch(list_pool(f"zip://::{archive}", ANY), ANY, 8))
+    packed = list(prefetch(list_pool(f"{protocol}://::{archive}", ANY), ANY, 8))
     ids = [
         [o.image_id if isinstance(o, PoolImage) else o[1].kind for o in outcomes]
         for outcomes in (folder, packed)

@@ -73,6 +73,12 @@ def test_compressed_tiff_is_turned_once(tmp_path):
     np.testing.assert_array_equal(pixels, corners())
 
 
+def test_orientation_in_imagemagicks_text_chunk_is_undone(shared_data):
+    path = shared_data / "hostile" / "exif_imagemagick_orientation.png"
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(read(path).pixels, np.asarray(image)[::-1, ::-1])
+
+
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
 def test_impossible_orientation_is_ignored(tmp_path, orientation):
     image = Image.fromarray(corners())

@@ -6,7 +6,7 @@ A file that cannot be used is an `ImageError` with a reason, never the end of a 
 from __future__ import annotations
 
 from engine.pool.listing import list_pool
-from engine.pool.prefetch import prefetch
+from engine.pool.readahead import prefetch
 from engine.pool.reading import read_image
 from engine.pool.tiles import tile_boxes
 

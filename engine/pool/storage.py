@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import IO, Any, Literal
 
 from fsspec import AbstractFileSystem, available_protocols, get_filesystem_class
@@ -29,6 +30,7 @@ _IDENTITY_CODES = {
 
 _archives: dict[str, AbstractFileSystem] = {}
 _archives_lock = threading.Lock()
+_archives_reading = threading.Lock()
 
 
 def open_filesystem(address: Address, options: Options = None, *, fresh: bool = False) -> AbstractFileSystem:
@@ -50,13 +52,16 @@ def open_filesystem(address: Address, options: Options = None, *, fresh: bool = 
     return filesystem
 
 
-def open_stream(filesystem: AbstractFileSystem, address: Address) -> IO[bytes]:
-    """Open for reading from front to back."""
+@contextlib.contextmanager
+def open_stream(filesystem: AbstractFileSystem, address: Address) -> Iterator[IO[bytes]]:
+    """Open for reading from front to back, from any thread."""
     # Told a size, fsspec's http does not ask for it first: one request instead of two, and the
     # server's own status instead of "not found" for whatever went wrong with the first.
     told = {"size": 1, "block_size": 0} if address.is_http else {}
-    stream: IO[bytes] = filesystem.open(address.path, "rb", **told)
-    return stream
+    # The members of a tar share one file position; zip has a lock of its own.
+    turns = _archives_reading if address.protocol in ARCHIVES[1:] else contextlib.nullcontext()
+    with turns, filesystem.open(address.path, "rb", **told) as stream:
+        yield stream
 
 
 def judge_error(error: BaseException, *, local: bool) -> Verdict:

@@ -128,7 +128,7 @@ def _walk_archive(filesystem: AbstractFileSystem, root: str, selection: Selectio
     found = filesystem.find(root, detail=True)
     start = len(root) + 1 if root else 0
     for path in sorted(found, key=_as_bytes):
-        if selection.takes(path[start:]):
+        if selection.takes(path[start:].removeprefix("./")):  # as `tar c .` writes names
             yield _found(found[path])
 
 
