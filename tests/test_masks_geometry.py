@@ -45,7 +45,7 @@ def test_boxes_at_a_crops_edge_but_not_the_images() -> None:
     crop, image = np.array([0, 100, 300, 400]), np.array([0, 0, 640, 400])
     boxes_N4 = np.array([[0, 200, 90, 300], [100, 110, 200, 300], [100, 200, 285, 300], [100, 200, 200, 400]])
     expected = [False, True, True, False]
-    assert touches_edge(boxes_N4, crop, image, 20).tolist() == expected
+    assert touches_edge(boxes_N4, crop, image).tolist() == expected
     local_N4 = torch.from_numpy(boxes_N4 - crop[[0, 1, 0, 1]])
     assert amg.is_box_near_crop_edge(local_N4, crop.tolist(), image.tolist()).tolist() == expected
 

@@ -36,7 +36,7 @@ def mask_boxes(masks_NHW: np.ndarray) -> np.ndarray:
         width - in_columns_NW[:, ::-1].argmax(1),
         height - in_rows_NH[:, ::-1].argmax(1),
     ]
-    return (np.stack(boxes_4N, 1) * in_rows_NH.any(1)[:, None]).astype(np.int32)
+    return (np.stack(boxes_4N, 1) * in_rows_NH.max(axis=1)[:, None]).astype(np.int32)
 
 
 def stability_score(logits_NHW: torch.Tensor, threshold: float, offset: float) -> torch.Tensor:
@@ -58,14 +58,16 @@ def stability_score(logits_NHW: torch.Tensor, threshold: float, offset: float) -
     return high_N / low_N
 
 
-def touches_edge(boxes_N4: np.ndarray, crop: np.ndarray, image: np.ndarray, tolerance: int) -> np.ndarray:
+def touches_edge(
+    boxes_N4: np.ndarray, crop: np.ndarray, image: np.ndarray, tolerance: int = 20
+) -> np.ndarray:
     """Which boxes end at an edge of their crop that is no edge of the image.
 
     Args:
         boxes_N4: boxes in the frame of `crop` and `image`.
-        crop: box of 4 that the masks were made in.
+        crop: box that the masks were made in, of 4 or N4.
         image: box of 4 around everything.
-        tolerance: pixels that count as touching.
+        tolerance: pixels that count as touching; 20 is what both packages take.
 
     Returns:
         bool, N.
@@ -73,6 +75,13 @@ def touches_edge(boxes_N4: np.ndarray, crop: np.ndarray, image: np.ndarray, tole
     near_crop_N4 = np.abs(boxes_N4 - crop) <= tolerance
     near_image_N4 = np.abs(boxes_N4 - image) <= tolerance
     return (near_crop_N4 & ~near_image_N4).any(1)
+
+
+def paste_crop(crop: np.ndarray, x0: int, y0: int, height: int, width: int) -> np.ndarray:
+    """The mask of a whole image, bool HW, from the crop whose top-left pixel is at x0, y0."""
+    mask_HW = np.zeros((height, width), bool)
+    mask_HW[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]] = crop
+    return mask_HW
 
 
 def remove_small_regions(mask_HW: np.ndarray, min_area: int) -> tuple[np.ndarray, bool]:

@@ -1,0 +1,1 @@
+"""Automatic masks for batches of images: points, decode, filter, suppress, encode."""

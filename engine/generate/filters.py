@@ -1,0 +1,134 @@
+"""From the decoder's outputs to the masks of one view: the filters, at the least resolution that decides.
+
+Shape suffixes: P prompts, M outputs of each, N masks, h w mask grid, 2 x y, 4 box.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torchvision.ops.boxes import batched_nms
+
+from engine.generate.enlarge import Enlargement
+from engine.generate.records import MASK_ROW
+from engine.generate.views import View
+from engine.masks.geometry import touches_edge
+from engine.models.segmenter import Segmenter
+from engine.uncertainty.entropy import mean_entropy
+from schemas.settings import GenerateSettings
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The decoder's masks and predicted IoU for P prompts of one view."""
+
+    points_P2: np.ndarray
+    logits_PMhw: torch.Tensor
+    iou_PM: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Masks of one view that passed the filters: rows (boxes in the image frame) and logits on the grid."""
+
+    rows_N: np.ndarray
+    logits_Nhw: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Masks at full resolution: rows, and the pixels inside each row's box."""
+
+    rows_N: np.ndarray
+    pixels: list[np.ndarray]
+
+    def pick(self, index_N: np.ndarray) -> Drawn:
+        """The masks at these positions, in this order."""
+        return Drawn(self.rows_N[index_N], [self.pixels[i] for i in index_N.tolist()])
+
+
+def filter_outputs(
+    segmenter: Segmenter,
+    enlargement: Enlargement,
+    view: View,
+    outputs: Outputs,
+    settings: GenerateSettings,
+) -> Candidates:
+    """Drop outputs by predicted IoU, then by stability, then those that a crop's edge cut.
+
+    The rules are the packages'. An output without any pixel above the threshold is dropped too.
+
+    Args:
+        segmenter: that decoded them.
+        enlargement: for the size of `view`.
+        view: that was prompted.
+        outputs: what the view's prompts, in its pixels, were decoded to.
+        settings: the thresholds.
+    """
+    scores_N, logits_Nhw = outputs.iou_PM.flatten(), outputs.logits_PMhw.flatten(0, 1)
+    order_N = torch.arange(len(scores_N), device=scores_N.device)
+    if settings.pred_iou_thresh > 0:
+        order_N = (scores_N > settings.pred_iou_thresh).nonzero()[:, 0]
+        scores_N, logits_Nhw = scores_N[order_N], logits_Nhw[order_N]
+
+    measures = enlargement.measure(logits_Nhw, segmenter.mask_threshold, settings.stability_score_offset)
+    good_N = measures.area_N > 0
+    if settings.stability_score_thresh > 0:
+        good_N &= measures.stability_N >= settings.stability_score_thresh
+    kept_N = good_N.nonzero()[:, 0]
+    order, scores, stability, area, boxes_N4 = (
+        tensor[kept_N].cpu().numpy()
+        for tensor in (order_N, scores_N, measures.stability_N, measures.area_N, measures.boxes_N4)
+    )
+    prompt, output = np.divmod(order, outputs.iou_PM.shape[1])
+    corner_2 = np.array(view.crop[:2])
+    rows_N = np.zeros(len(order), MASK_ROW)
+    rows_N["point"] = outputs.points_P2[prompt] + corner_2
+    rows_N["output_index"] = output
+    rows_N["crop"] = view.crop
+    rows_N["box"] = boxes_N4 + np.tile(corner_2, 2)
+    rows_N["area"] = area
+    rows_N["sam_score"] = scores
+    rows_N["stability"] = stability
+
+    # The packages' boxes end at the last pixel, not behind it.
+    cut_N = touches_edge(_inclusive(rows_N), np.array(view.crop), np.array(view.tile))
+    whole_N = torch.from_numpy(np.flatnonzero(~cut_N)).to(kept_N.device)
+    return Candidates(rows_N[~cut_N], logits_Nhw[kept_N[whole_N]])
+
+
+def draw_view(
+    segmenter: Segmenter,
+    enlargement: Enlargement,
+    view: View,
+    parts: Sequence[Candidates],
+    settings: GenerateSettings,
+) -> Drawn:
+    """Suppress duplicates within a view, then draw what is left and measure its entropy."""
+    rows_N = np.concatenate([part.rows_N for part in parts])
+    kept_N = suppress(rows_N, rows_N["sam_score"], settings.box_nms_thresh)
+    rows_N = rows_N[kept_N]
+    logits_Nhw = torch.cat([part.logits_Nhw for part in parts])
+    logits_Nhw = logits_Nhw[torch.from_numpy(kept_N).to(logits_Nhw.device)]
+
+    boxes_N4 = torch.from_numpy(rows_N["box"] - np.tile(view.crop[:2], 2)).to(logits_Nhw.device)
+    pixels = enlargement.draw(logits_Nhw, segmenter.mask_threshold, boxes_N4)
+    (height, width), (rows, columns) = view.size, segmenter.mask_extent(view.size)
+    cells_4 = torch.tensor([columns / width, rows / height] * 2, device=logits_Nhw.device)
+    rows_N["entropy"] = mean_entropy(logits_Nhw, boxes_N4 * cells_4).cpu().numpy()
+    return Drawn(rows_N, pixels)
+
+
+def suppress(rows_N: np.ndarray, scores_N: np.ndarray, iou_threshold: float) -> np.ndarray:
+    """Positions that are left when of two boxes that overlap more than this the lower score goes, best first."""
+    boxes_N4 = torch.from_numpy(_inclusive(rows_N)).float()
+    scores = torch.from_numpy(np.ascontiguousarray(scores_N)).float()
+    return batched_nms(boxes_N4, scores, torch.zeros(len(rows_N)), iou_threshold).numpy()
+
+
+def _inclusive(rows_N: np.ndarray) -> np.ndarray:
+    """Boxes that end at their last pixel, as the packages compare them."""
+    return rows_N["box"] - np.array([0, 0, 1, 1], np.int32)

@@ -1,0 +1,159 @@
+"""Automatic masks of batches of images: a grid of points, decoded, filtered and freed of duplicates.
+
+The masks are those of `segment_anything.SamAutomaticMaskGenerator` and
+`sam2.automatic_mask_generator.SAM2AutomaticMaskGenerator` (Kirillov et al., "Segment Anything", ICCV
+2023, appendix B). Both enlarge every output to the image's size before they filter; here nothing is
+enlarged that a filter drops, nor where enlarging cannot change anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+
+import numpy as np
+import torch
+
+from engine.generate.enlarge import Enlargement
+from engine.generate.filters import Drawn, Outputs, draw_view, filter_outputs, suppress
+from engine.generate.records import ImageMasks
+from engine.generate.seams import merge_tiles
+from engine.generate.views import Box, View, plan_views
+from engine.masks.geometry import mask_boxes, paste_crop, remove_small_regions
+from engine.masks.rle import encode_crops
+from engine.models.segmenter import Segmenter
+from schemas.records import Embedding, Prompts
+from schemas.settings import GenerateSettings
+
+# Measured on a CPU: the activations of more prompts fall out of its cache.
+_POINTS_PER_BATCH = {"cpu": 16}
+
+
+@torch.inference_mode()
+def generate_masks(
+    segmenter: Segmenter,
+    images: Sequence[np.ndarray],
+    settings: GenerateSettings,
+    *,
+    points_per_batch: int | None = None,
+    images_per_batch: int = 4,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[ImageMasks]:
+    """Masks of everything in each image.
+
+    Batch sizes change speed and memory, not results (up to the rounding of the model's products).
+    An image larger than `settings.tile_size` is cut into tiles; masks that a seam cuts are joined.
+    `min_mask_region_area` works on the pixels of the finished masks, as segment-anything's does.
+
+    Args:
+        segmenter: the model.
+        images: uint8 HW3 RGB; sizes may differ.
+        settings: which masks are kept.
+        points_per_batch: prompts decoded at once; by default 16 on a CPU, else 64.
+        images_per_batch: images, crops or tiles embedded at once.
+        on_progress: called with the number of images done so far.
+
+    Returns:
+        The masks of each image, in the order of `images`.
+
+    Raises:
+        ConfigError: settings that ask for a grid without points.
+        ValueError: an image of another type or shape.
+    """
+    points_per_batch = points_per_batch or _POINTS_PER_BATCH.get(segmenter.device.type, 64)
+    views = [view for i, image in enumerate(images) for view in plan_views(i, image.shape[:2], settings)]
+    drawn = _draw_views(segmenter, images, views, settings, points_per_batch, images_per_batch)
+    results = []
+    for index, of_image in groupby(drawn, key=lambda pair: pair[0].image):
+        height, width = images[index].shape[:2]
+        tiles = []
+        for tile, of_tile in groupby(of_image, key=lambda pair: pair[0].tile):
+            masks = _finish_tile(tile, [found for _, found in of_tile], settings)
+            rles = encode_crops(masks.pixels, masks.rows_N["box"][:, :2], height, width)
+            tiles.append((tile, ImageMasks(height, width, masks.rows_N, rles)))
+        results.append(tiles[0][1] if len(tiles) == 1 else merge_tiles(tiles, settings.crop_nms_thresh))
+        if on_progress is not None:
+            on_progress(len(results))
+    return results
+
+
+def _draw_views(
+    segmenter: Segmenter,
+    images: Sequence[np.ndarray],
+    views: Sequence[View],
+    settings: GenerateSettings,
+    points_per_batch: int,
+    images_per_batch: int,
+) -> Iterator[tuple[View, Drawn]]:
+    """Each view with its masks, in order; a view's logits are dropped before the next batch."""
+    enlargements: dict[tuple[int, int], Enlargement] = {}
+    for start in range(0, len(views), images_per_batch):
+        batch = views[start : start + images_per_batch]
+        enlargements = {
+            view.size: enlargements.get(view.size) or Enlargement(segmenter, view.size) for view in batch
+        }
+        crops = [
+            images[view.image][view.crop[1] : view.crop[3], view.crop[0] : view.crop[2]] for view in batch
+        ]
+        embedding = segmenter.embed(crops)
+        decoded = _decode_views(segmenter, embedding, batch, points_per_batch)
+        for index, outputs in groupby(decoded, key=lambda pair: pair[0]):
+            view = batch[index]
+            enlargement = enlargements[view.size]
+            parts = [filter_outputs(segmenter, enlargement, view, part, settings) for _, part in outputs]
+            yield view, draw_view(segmenter, enlargement, view, parts, settings)
+
+
+def _decode_views(
+    segmenter: Segmenter, embedding: Embedding, views: Sequence[View], points_per_batch: int
+) -> Iterator[tuple[int, Outputs]]:
+    """Outputs of every view's points, in order; one decode may hold points of several views."""
+    points_P2 = np.concatenate([view.points_P2 for view in views])
+    view_P = np.repeat(np.arange(len(views)), [len(view.points_P2) for view in views])
+    for start in range(0, len(view_P), points_per_batch):
+        part = slice(start, start + points_per_batch)
+        prompts = Prompts(
+            image_index_N=torch.from_numpy(view_P[part]),
+            points_NP2=torch.from_numpy(points_P2[part, None].astype(np.float32)),
+            labels_NP=torch.ones(len(view_P[part]), 1, dtype=torch.int64),
+        )
+        decoded = segmenter.decode(embedding, prompts)
+        for index in np.unique(view_P[part]).tolist():
+            first, last = np.searchsorted(view_P[part], [index, index + 1]).tolist()
+            yield (
+                index,
+                Outputs(
+                    points_P2[part][first:last], decoded.logits_NMhw[first:last], decoded.iou_NM[first:last]
+                ),
+            )
+
+
+def _finish_tile(tile: Box, views: Sequence[Drawn], settings: GenerateSettings) -> Drawn:
+    """Suppress duplicates between a tile's crops, smaller crops first; then mend small regions."""
+    rows_N = np.concatenate([view.rows_N for view in views])
+    masks = Drawn(rows_N, [pixels for view in views for pixels in view.pixels])
+    if len(views) > 1:
+        x0, y0, x1, y1 = rows_N["crop"].T.astype(np.int64)
+        masks = masks.pick(suppress(rows_N, 1 / ((x1 - x0) * (y1 - y0)), settings.crop_nms_thresh))
+    if settings.min_mask_region_area > 0 and len(masks.pixels):
+        masks = _mend_regions(tile, masks, settings)
+    return masks
+
+
+def _mend_regions(tile: Box, masks: Drawn, settings: GenerateSettings) -> Drawn:
+    """Fill small holes and drop small islands; of duplicates, masks that needed no mending stay."""
+    left, top, right, bottom = tile
+    rows_N, pixels = masks.rows_N.copy(), list(masks.pixels)
+    unchanged_N = np.ones(len(rows_N))
+    for i, (row, crop) in enumerate(zip(rows_N, masks.pixels, strict=True)):
+        x0, y0, _, _ = row["box"] - (left, top, left, top)
+        mask_HW = paste_crop(crop, x0, y0, bottom - top, right - left)
+        mask_HW, changed = remove_small_regions(mask_HW, settings.min_mask_region_area)
+        if changed:
+            x0, y0, x1, y1 = mask_boxes(mask_HW[None])[0]
+            pixels[i] = mask_HW[y0:y1, x0:x1]
+            rows_N["box"][i] = (left + x0, top + y0, left + x1, top + y1)
+            rows_N["area"][i] = pixels[i].sum()
+            unchanged_N[i] = 0
+    threshold = max(settings.box_nms_thresh, settings.crop_nms_thresh)
+    return Drawn(rows_N, pixels).pick(suppress(rows_N, unchanged_N, threshold))
