@@ -18,7 +18,7 @@ from engine.models.sam import SamSegmenter
 from engine.models.sam2 import Sam2Segmenter
 from engine.models.segmenter import Segmenter, choose_device
 from schemas.errors import ConfigError
-from schemas.records import Prompts
+from schemas.records import Embedding, Prompts
 
 TOLERANCE = 1e-4
 SIZES = ((61, 97), (130, 44), (256, 256))  # odd landscape, portrait, square
@@ -83,6 +83,11 @@ class Case(SimpleNamespace):
     predictor: Any
     images: list[np.ndarray]
     current: int | None = None  # the image the predictor has been given
+    embedding: Embedding | None = None
+
+    def embed(self) -> Embedding:
+        self.embedding = self.embedding or self.segmenter.embed(self.images)
+        return self.embedding
 
 
 def sam_case(model: Sam) -> Case:
@@ -158,7 +163,7 @@ def predict(case: Case, prompts: Prompts, i: int, multimask: bool) -> tuple[np.n
 
 def assert_says_the_same(case: Case, prompts: Prompts, multimask: bool) -> None:
     segmenter = case.segmenter
-    embedding = segmenter.embed(case.images)
+    embedding = case.embed()
     decoded = segmenter.decode(embedding, prompts, multimask=multimask)
     n, side = len(prompts.image_index_N), segmenter.grid_size
     assert decoded.logits_NMhw.shape == (n, 3 if multimask else 1, side, side)
@@ -185,7 +190,7 @@ def test_prompts_over_several_images_give_the_predictors_masks(
 
 
 def test_points_of_one_image_give_the_predictors_masks(case: Case) -> None:
-    case = Case(**{**vars(case), "images": case.images[:1], "current": None})
+    case = Case(**{**vars(case), "images": case.images[:1], "current": None, "embedding": None})
     prompts = random_prompts("points", 3, case.segmenter)
     here = Prompts(torch.zeros(3, dtype=torch.int64), prompts.points_NP2, prompts.labels_NP)
     assert_says_the_same(case, here, True)
@@ -198,7 +203,7 @@ def test_padding_points_change_nothing(sam2_mini: Case, sam: Case) -> None:
     and what must hold is that the padding point's place does not matter.
     """
     for case in (sam, sam2_mini):
-        embedding = case.segmenter.embed(case.images)
+        embedding = case.embed()
         prompts = random_prompts("points", 3, case.segmenter)
         assert prompts.points_NP2 is not None
         labels = torch.tensor([[1, 0, -1]]).expand(3, 3)
@@ -212,7 +217,7 @@ def test_padding_points_change_nothing(sam2_mini: Case, sam: Case) -> None:
 def test_an_unstable_single_mask_falls_back_as_in_the_package(sam2_mini: Case) -> None:
     decoder = sam2_mini.predictor.model.sam_mask_decoder
     prompts = random_prompts("point", 6, sam2_mini.segmenter)
-    embedding = sam2_mini.segmenter.embed(sam2_mini.images)
+    embedding = sam2_mini.embed()
     plain = sam2_mini.segmenter.decode(embedding, prompts, multimask=False).logits_NMhw
     scores = decoder._get_stability_scores(plain)
     decoder.dynamic_multimask_via_stability = True
@@ -232,7 +237,7 @@ def test_tokens_are_those_the_package_predicts_from(case: Case) -> None:
     model = case.predictor.model
     decoder = model.mask_decoder if isinstance(model, Sam) else model.sam_mask_decoder
     prompts = random_prompts("points", 2, case.segmenter)
-    decoded = case.segmenter.decode(case.segmenter.embed(case.images), prompts)
+    decoded = case.segmenter.decode(case.embed(), prompts)
     seen: dict[str, torch.Tensor] = {}
 
     def keep(name: str, _module: Any, inputs: tuple[torch.Tensor], _output: Any) -> None:
@@ -293,7 +298,7 @@ def test_a_model_is_named_by_its_weights(sam: Case) -> None:
 )
 def test_prompts_that_do_not_fit_are_refused(sam: Case, change: dict[str, Any], says: str) -> None:
     prompts = random_prompts("point", 3, sam.segmenter)
-    embedding = sam.segmenter.embed(sam.images)
+    embedding = sam.embed()
     with pytest.raises(ValueError, match=says):
         sam.segmenter.decode(embedding, Prompts(**{**vars(prompts), **change}))
 
@@ -307,9 +312,7 @@ def test_an_array_that_is_no_image_is_refused(case: Case, image: np.ndarray) -> 
 
 
 def test_no_prompts_give_no_masks(case: Case) -> None:
-    decoded = case.segmenter.decode(
-        case.segmenter.embed(case.images), random_prompts("point", 0, case.segmenter)
-    )
+    decoded = case.segmenter.decode(case.embed(), random_prompts("point", 0, case.segmenter))
     assert decoded.logits_NMhw.shape == (0, 3, case.segmenter.grid_size, case.segmenter.grid_size)
 
 

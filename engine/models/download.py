@@ -7,9 +7,10 @@ One process fetches, others that want the same file wait for it.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
-import http
+import http.client
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from engine.models.cache import cache_dir, compute_sha256, file_sha256
 from schemas.errors import CheckpointError, ConfigError, GapmapError, TransientError
 
 Progress = Callable[[int, "int | None"], None]
@@ -33,11 +35,8 @@ _TRIES = 3  # without a byte gained between them
 _TIMEOUT_S = 30
 
 
-def cache_dir() -> Path:
-    """GAPMAP_CACHE, or the platform's cache folder for gapmap (~/.cache/gapmap on Linux)."""
-    from platformdirs import user_cache_dir
-
-    return Path(os.environ.get("GAPMAP_CACHE") or user_cache_dir("gapmap", appauthor=False)).expanduser()
+class _NothingLeftError(GapmapError):
+    """The server has no bytes after those asked for."""
 
 
 def fetch(
@@ -64,12 +63,9 @@ def fetch(
         TransientError: the address cannot be reached now.
         CheckpointError: what arrives is, twice, not what was published.
     """
-    from filelock import FileLock
-
     with _disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(target.with_name(target.name + ".lock"))
-        with lock:
+        with _alone(target):
             if target.exists():
                 fault = _fault(target, size_bytes, sha256)
                 if fault is None:
@@ -79,14 +75,14 @@ def fetch(
             part = target.with_name(target.name + ".part")
             for _ in range(2):
                 _receive(url, part, target, size_bytes, progress)
-                fault = _fault(part, size_bytes, sha256)
+                fault = _fault(part, size_bytes, sha256, compute_sha256)
                 if fault is None:
                     part.replace(target)
                     return target
-                _LOG.warning("What came from %s is not the file (%s).", without_credentials(url), fault)
+                _LOG.warning("What came from %s is not the file (%s).", _public(url), fault)
                 part.unlink()
     raise CheckpointError(
-        f"{without_credentials(url)} gave, twice, something else than the published file ({fault}). "
+        f"{_public(url)} gave, twice, something else than the published file ({fault}). "
         f"Something on the way may alter it. {_by_hand(target)}"
     )
 
@@ -103,6 +99,8 @@ def local_copy(address: str, *, progress: Progress | None = None) -> Path:
     import fsspec
     from fsspec.implementations.local import LocalFileSystem
 
+    from engine.pool.address import last_name
+
     if "://" not in address:
         path = Path(address).expanduser()
         if not path.is_file():
@@ -114,43 +112,16 @@ def local_copy(address: str, *, progress: Progress | None = None) -> Path:
                 headers = response.headers
                 facts = [headers.get(key) for key in ("ETag", "Last-Modified", "Content-Range")]
             facts.append(headers.get("Content-Length"))
+            name = last_name(address)
         else:
             filesystem, path_there = fsspec.core.url_to_fs(address)
             if isinstance(filesystem, LocalFileSystem):
                 return local_copy(path_there)
             info = filesystem.info(path_there)
             facts = [str(info.get(key)) for key in ("size", "ETag", "LastModified", "mtime", "created")]
-    key = hashlib.sha256(json.dumps([without_credentials(address), *facts]).encode()).hexdigest()[:16]
-    name = urllib.parse.urlsplit(address).path.rpartition("/")[2]
+            name = path_there.rpartition("/")[2]
+    key = hashlib.sha256(json.dumps([_public(address), *facts]).encode()).hexdigest()[:16]
     return fetch(address, cache_dir() / "remote" / key / name, progress=progress)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, hex; remembered in the cache until the file's size or time changes."""
-    path = path.resolve()
-    status = path.stat()
-    facts = {"path": str(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
-    stamp = cache_dir() / "stamps" / (hashlib.sha256(str(path).encode()).hexdigest()[:32] + ".json")
-    with contextlib.suppress(OSError, ValueError):
-        known = json.loads(stamp.read_text())
-        if known["facts"] == facts:
-            return known["sha256"]
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
-        stamp.parent.mkdir(parents=True, exist_ok=True)
-        fresh = stamp.with_name(f"{stamp.name}.{os.getpid()}")
-        fresh.write_text(json.dumps({"facts": facts, "sha256": digest}))
-        fresh.replace(stamp)
-    return digest
-
-
-def without_credentials(url: str) -> str:
-    """The URL without user, password, query and fragment: fit for logs, tables and errors."""
-    if "://" not in url:
-        return url
-    scheme, host, path, _, _ = urllib.parse.urlsplit(url)
-    return f"{scheme}://{host.rpartition('@')[2]}{path}"
 
 
 @contextlib.contextmanager
@@ -189,6 +160,8 @@ def _receive(url: str, part: Path, target: Path, size_bytes: int | None, progres
         try:
             with _store_errors(url):
                 return _stream(url, part, size_bytes, progress)
+        except _NothingLeftError:
+            part.unlink()  # as long as the file, or longer, and nobody knows which
         except TransientError as error:
             idle = 0 if _size(part) > before else idle + 1
             if idle == _TRIES:
@@ -224,33 +197,42 @@ def _stream(url: str, part: Path, size_bytes: int | None, progress: Progress | N
         file.flush()
         os.fsync(file.fileno())
     if total is not None and done < total:
-        raise TransientError(f"{without_credentials(url)} broke off after {done} of {total} bytes.")
+        raise TransientError(f"{_public(url)} broke off after {done} of {total} bytes.")
 
 
 def _open_http(url: str, start: int, last: int | None = None) -> Any:
-    headers = {"User-Agent": "gapmap"}
+    parts = urllib.parse.urlsplit(url)
+    login, _, host = parts.netloc.rpartition("@")
+    request = urllib.request.Request(parts._replace(netloc=host).geturl(), headers={"User-Agent": "gapmap"})
+    if login:
+        secret = base64.b64encode(urllib.parse.unquote(login).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {secret}")
     if start or last is not None:
-        headers["Range"] = f"bytes={start}-{'' if last is None else last}"
-    return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_S)
+        request.add_header("Range", f"bytes={start}-{'' if last is None else last}")
+    return urllib.request.urlopen(request, timeout=_TIMEOUT_S)
 
 
 @contextlib.contextmanager
 def _store_errors(url: str) -> Iterator[None]:
     """Errors of any store as ours. Theirs may quote the URL with its secrets, so they are not kept."""
-    public = without_credentials(url)
+    public = _public(url)
     try:
         yield
     except GapmapError:
         raise
     except urllib.error.HTTPError as error:
-        if error.code in (408, 416, 425, 429) or error.code >= 500:
+        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise _NothingLeftError from None
+        if error.code in (408, 425, 429) or error.code >= 500:
             raise TransientError(f"{public} answered {error.code} {error.reason}.") from None
         raise ConfigError(f"{public} answered {error.code} {error.reason}. Is the address right?") from None
     except (FileNotFoundError, PermissionError) as error:
         reason = "There is no" if isinstance(error, FileNotFoundError) else "No permission to read the"
         raise ConfigError(f"{reason} checkpoint at {public}.") from None
-    except (ImportError, ValueError) as error:
-        raise ConfigError(f"{public} cannot be opened ({type(error).__name__}): {error}") from None
+    except ImportError as error:
+        raise ConfigError(f"{public} cannot be opened: {error}") from None
+    except (ValueError, http.client.InvalidURL):
+        raise ConfigError(f"{public} is no address that can be opened. Is it spelt right?") from None
     except OSError as error:
         if error.errno is not None and _is_full_or_read_only(error):
             raise
@@ -258,6 +240,22 @@ def _store_errors(url: str) -> Iterator[None]:
         raise TransientError(f"{public} cannot be reached ({reason}). Is this machine on line?") from None
     except Exception as error:
         raise TransientError(f"{public} cannot be read now ({type(error).__name__}).") from None
+
+
+@contextlib.contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(target.with_name(target.name + ".lock"))
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        _LOG.warning("Another process is fetching %s; waiting for it.", target)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager
@@ -285,13 +283,21 @@ def _check_space(part: Path, start: int, total: int | None) -> None:
         )
 
 
-def _fault(path: Path, size_bytes: int | None, sha256: str | None) -> str | None:
+def _fault(
+    path: Path, size_bytes: int | None, sha256: str | None, digest: Callable[[Path], str] = file_sha256
+) -> str | None:
     """What is wrong with a file, or None."""
     if size_bytes is not None and path.stat().st_size != size_bytes:
         return f"{path.stat().st_size} bytes instead of {size_bytes}"
-    if sha256 is not None and (found := file_sha256(path)) != sha256:
+    if sha256 is not None and (found := digest(path)) != sha256:
         return f"SHA-256 {found[:12]}… instead of {sha256[:12]}…"
     return None
+
+
+def _public(url: str) -> str:
+    from engine.pool.address import without_credentials
+
+    return without_credentials(url)
 
 
 def _by_hand(target: Path) -> str:

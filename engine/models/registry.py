@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from engine.models import download
+from engine.models import cache, download
 from schemas.errors import CheckpointError, ConfigError, nearest_name
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class ModelEntry:
         """Where the weights are, or will be once fetched."""
         if self.kind == "shipped":
             return WEIGHTS_DIR / f"{self.name}.safetensors"
-        return download.cache_dir() / "models" / self.url.rpartition("/")[2]
+        return cache.cache_dir() / "models" / self.url.rpartition("/")[2]
 
 
 def _sam(size: str, digits: str, size_bytes: int, sha256: str) -> ModelEntry:
@@ -128,7 +128,7 @@ def load_segmenter(
         if progress is None:
             progress = stack.enter_context(download.progress_bar(Path(asked).name))
         path = _find_weights(asked, entry, progress)
-    sha256 = download.file_sha256(path)
+    sha256 = cache.file_sha256(path)
     known = entry or next((e for e in MODELS.values() if e.sha256 == sha256), None)
 
     from engine.models.architecture import build_model, recognise
@@ -186,7 +186,9 @@ def _name_from(path: Path) -> str:
 def _source(asked: str, path: Path, entry: ModelEntry | None) -> str:
     if entry is not None:
         return entry.url or f"weights/{path.name}"
-    return download.without_credentials(asked) if "://" in asked else str(path.resolve())
+    from engine.pool.address import without_credentials
+
+    return without_credentials(asked) if "://" in asked else str(path.resolve())
 
 
 def _segmenter_class(name: str) -> type[Segmenter]:
