@@ -11,16 +11,20 @@ from typing import Any
 
 import pyarrow as pa
 
-from engine.generate import generate_masks, mask_rows
+from engine.generate.defaults import complete_settings
+from engine.generate.generator import generate_masks
+from engine.generate.records import ImageMasks, mask_table
 from engine.models.segmenter import Segmenter
-from engine.pool import prefetch
+from engine.pool import Outcome, prefetch
 from engine.store import DoneIndex, Store
-from schemas.errors import ConfigError, ImageError
+from schemas.errors import ConfigError, ImageError, TransientError
 from schemas.records import PoolImage, PoolItem
 from schemas.settings import GenerateSettings, PoolSettings
-from schemas.tables import MASKS
+from schemas.tables import IMAGES
 
 OnImage = Callable[[int, int, int], None]
+
+_IMAGE_ROWS = pa.schema([field for field in IMAGES if field.name not in ("model", "committed_at")])
 
 
 @dataclass
@@ -35,8 +39,26 @@ class ShardReport:
     seconds: float = 0.0
 
 
+@dataclass
+class _Shard:
+    """A shard in the making. `known` holds, for each content, its number of masks and where they lie."""
+
+    image_rows: list[dict[str, Any]] = field(default_factory=list)
+    masks: list[pa.Table] = field(default_factory=list)
+    known: dict[str, dict[str, Any]] = field(default_factory=dict)
+    report: ShardReport = field(default_factory=ShardReport)
+
+
 class Pseudolabeller:
-    """One model with its settings, writing to one store. Holds the model; label shards with it one after another."""
+    """One model with its settings, writing to one store: label shards with it one after another.
+
+    Args:
+        segmenter: the model.
+        store: where the rows go.
+        generate: which masks are kept; thresholds not set explicitly are the model's own.
+        pool: how large a file may be.
+        batch_size: images read, embedded and decoded together.
+    """
 
     def __init__(
         self,
@@ -49,7 +71,7 @@ class Pseudolabeller:
     ) -> None:
         self._segmenter = segmenter
         self._store = store
-        self._generate = generate
+        self._generate = complete_settings(generate, segmenter)
         self._pool = pool
         self._batch_size = batch_size
         self._done: DoneIndex | None = None
@@ -60,15 +82,15 @@ class Pseudolabeller:
         Args:
             retry_errors: leave out images that could not be used, so that they are tried again.
         """
-        self._done = self._store.done(
+        self._done = self._store.find_done(
             self._segmenter.model_id, self._generate.canonical(), retry_errors=retry_errors
         )
         return self._done
 
-    def commit_model(self) -> None:
+    def record_model(self) -> None:
         """Put the model's row into the `models` table."""
         model = self._segmenter
-        self._store.commit_model(
+        self._store.record_model(
             {
                 "model": model.model_id,
                 "name": model.name,
@@ -81,58 +103,65 @@ class Pseudolabeller:
             }
         )
 
-    def label(self, items: Sequence[PoolItem], on_image: OnImage | None = None) -> ShardReport:
+    def label(
+        self, items: Sequence[PoolItem], on_image: OnImage | None = None, *, give_up: bool = False
+    ) -> ShardReport:
         """Label the images and commit them with their masks as one shard.
 
         Args:
-            on_image: called with (images, masks, errors) done since the last call.
+            on_image: called with (images, masks, errors) done since the last call; with negative numbers
+                when the shard fails, so that a retry does not count twice.
+            give_up: record files that the storage keeps failing for as `unreachable`; not when it fails
+                for all of them.
 
         Raises:
             TransientError: the pool or the store failed in passing; nothing was committed.
             ConfigError: the device has too little memory, or the store cannot be written.
         """
         began = time.monotonic()
-        report = ShardReport()
-        image_rows: list[dict[str, Any]] = []
-        mask_rows_: list[dict[str, Any]] = []
-        seen: dict[str, dict[str, Any]] = {}
-        tell = on_image or (lambda images, masks, errors: None)
-        for batch in _batches(prefetch(items, self._pool), self._batch_size):
-            fresh: dict[str, PoolImage] = {}
-            for outcome in batch:
-                if isinstance(outcome, tuple):
-                    item, error = outcome
-                    report.errors[error.kind] += 1
-                    image_rows.append(self._error_row(item, error))
-                elif outcome.image_id not in seen:
-                    fresh[outcome.image_id] = outcome
-            known = self._done.find_content(list(fresh)) if self._done else {}
-            seen.update(known)
-            report.reused += len(known)
-            new = [image for image_id, image in fresh.items() if image_id not in known]
-            for image, masks in zip(new, self._make_masks(new), strict=True):
-                rows = mask_rows(
-                    masks,
-                    image_id=image.image_id,
-                    model=self._segmenter.model_id,
-                    image_size=image.pixels.shape[:2],
+        shard = _Shard()
+        try:
+            for batch in _batches(prefetch(items, self._pool, give_up=give_up), self._batch_size):
+                counts = self._label_batch(batch, shard)
+                if on_image:
+                    on_image(*counts)
+            report = shard.report
+            if report.errors["unreachable"] == report.images > 0:
+                raise TransientError(
+                    "The pool's storage fails for every image of the shard. Run it again later."
                 )
-                mask_rows_.extend(rows)
-                report.masks += len(rows)
-                seen[image.image_id] = {"n_masks": len(rows), "attempt": None}
-            for outcome in batch:
-                if not isinstance(outcome, tuple):
-                    image_rows.append(self._image_row(outcome, seen[outcome.image_id]))
-            failed = sum(isinstance(outcome, tuple) for outcome in batch)
-            report.images += len(batch)
-            tell(len(batch), sum(seen[i.image_id]["n_masks"] for i in new), failed)
-        columns = [f for f in MASKS if f.name not in ("model", "attempt")]
-        tables = {"masks": pa.Table.from_pylist(mask_rows_, schema=pa.schema(columns))}
-        self._store.commit_shard(self._segmenter.model_id, pa.Table.from_pylist(image_rows), tables)
+            images = pa.Table.from_pylist(shard.image_rows, _IMAGE_ROWS)
+            masks = {"masks": pa.concat_tables(shard.masks)} if shard.masks else {}
+            self._store.commit_shard(self._segmenter.model_id, images, masks)
+        except BaseException:
+            if on_image:
+                on_image(-shard.report.images, -shard.report.masks, -shard.report.errors.total())
+            raise
         report.seconds = time.monotonic() - began
         return report
 
-    def _make_masks(self, images: list[PoolImage]) -> list[Any]:
+    def _label_batch(self, batch: list[Outcome], shard: _Shard) -> tuple[int, int, int]:
+        """Add a batch to the shard; returns (images, masks, errors). Equal contents are masked once."""
+        read = [outcome for outcome in batch if isinstance(outcome, PoolImage)]
+        failed = [outcome for outcome in batch if not isinstance(outcome, PoolImage)]
+        fresh = {image.image_id: image for image in reversed(read) if image.image_id not in shard.known}
+        elsewhere = self._done.find_content(list(fresh)) if self._done else {}
+        new = [image for image_id, image in fresh.items() if image_id not in elsewhere]
+        made = self._make_masks(new)
+        for image, masks in zip(new, made, strict=True):
+            shard.masks.append(mask_table(masks, image.image_id, self._segmenter.model_id))
+            shard.known[image.image_id] = {"n_masks": len(masks), "attempt": None}
+        shard.known.update(elsewhere)
+        shard.image_rows += [self._image_row(image, shard.known[image.image_id]) for image in read]
+        shard.image_rows += [self._error_row(item, error) for item, error in failed]
+        counts = len(batch), sum(len(masks) for masks in made), len(failed)
+        shard.report.images += counts[0]
+        shard.report.masks += counts[1]
+        shard.report.reused += len(read) - len(new)
+        shard.report.errors.update(error.kind for _, error in failed)
+        return counts
+
+    def _make_masks(self, images: list[PoolImage]) -> list[ImageMasks]:
         import torch
 
         try:

@@ -100,7 +100,7 @@ def label(
     from schemas.settings import GenerateSettings, PoolSettings
     from tasks.progress import listening
 
-    chosen = {
+    chosen: dict[str, Any] = {
         "points_per_side": points_per_side,
         "pred_iou_thresh": pred_iou_thresh,
         "stability_score_thresh": stability_score_thresh,
@@ -147,13 +147,14 @@ def query(
 
     Example: gapmap query "SELECT mask_id, uncertainty FROM masks ORDER BY uncertainty DESC LIMIT 10" --store masks/
     """
-    from engine.store import Store, write_result
+    from engine.store import Store
     from flows.console import query_progress
 
     text = sys.stdin.read() if sql == "-" else sql
+    opened = Store(store)
+    opened.check_exists()
     with query_progress() as progress:
-        result = Store(store).query(text, progress=progress)
-    write_result(result, format.value, out)
+        opened.write_query(text, format.value, out or sys.stdout, progress)
 
 
 @app.command()
@@ -173,19 +174,28 @@ def export(
     Example: gapmap export masks.json --store masks/ --where "uncertainty < 0.2"
     """
     from engine.store import Store, export_coco
+    from flows.console import steps_progress
 
     if format != "coco":
         raise typer.BadParameter(f"{format!r} is not a format. Known: coco.", param_hint="--format")
-    count = export_coco(Store(store), out, where=where, model=model)
-    typer.echo(f"{count} masks written to {out}")
+    opened = Store(store)
+    opened.check_exists()
+    with steps_progress("writing") as progress:
+        images, masks = export_coco(opened, out, where=where, model=model, progress=progress)
+    typer.echo(f"{masks} masks of {images} images written to {out}")
 
 
 @app.command()
 def compact(store: StoreOption) -> None:
     """Merge the store's small files, and sweep what killed runs left behind. Safe while others read and write."""
-    from engine.store import Store, compact_store
+    from engine.store import Store
+    from flows.console import steps_progress
 
-    typer.echo(compact_store(Store(store)))
+    opened = Store(store)
+    opened.check_exists()
+    with steps_progress("merging") as progress:
+        merged = opened.compact(progress=progress)
+    typer.echo(f"{merged} shards merged, {opened.sweep()} files of killed or replaced shards swept")
 
 
 @app.command()
@@ -241,10 +251,11 @@ def doctor(
 def quiet_prefect() -> None:
     """Settings for a flow in process, where the user has not chosen others: no chatter, no telemetry."""
     for name, value in {
-        "PREFECT_LOGGING_LEVEL": "ERROR",
+        "PREFECT_LOGGING_LEVEL": "CRITICAL",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
-        "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
+        "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # a busy machine takes longer than the usual 20
     }.items():
         os.environ.setdefault(name, value)
 

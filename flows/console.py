@@ -90,3 +90,19 @@ def query_progress() -> Iterator[Callable[[float], None] | None]:
     ) as bar:
         task = bar.add_task("", total=1.0, visible=False)
         yield lambda share: bar.update(task, completed=share, visible=share > 0)
+
+
+@contextmanager
+def steps_progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A callback for (steps done, steps in all), shown as a bar."""
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    ) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

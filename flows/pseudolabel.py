@@ -96,8 +96,8 @@ def pseudolabel(
         segmenter.model_id,
     )
     progress = RunProgress(to_do, listed - total, log.info)
-    labeller.commit_model()
-    summary = RunSummary(model=segmenter.model_id, store=target.label, done_before=listed - total)
+    labeller.record_model()
+    summary = RunSummary(model=segmenter.model_id, store=target.files.label, done_before=listed - total)
     errors: Counter[str] = Counter()
     pending = itertools.chain.from_iterable(done.pending(batch) for batch in _batches(list_pool(pool, files)))
     work = itertools.islice(pending, limit)

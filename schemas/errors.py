@@ -23,7 +23,7 @@ class ImageError(GapmapError):
 
     Attributes:
         kind: short stable reason for SQL: `empty`, `unreadable`, `truncated`, `too_large`,
-            `unsupported` or `missing`.
+            `unsupported`, `missing` or `unreachable` (the storage kept failing for this one file).
     """
 
     def __init__(self, kind: str, message: str) -> None:

@@ -21,14 +21,28 @@ IMAGES = pa.schema(
         _field("file_bytes", pa.int64(), "size of the file, bytes", nullable=True),
         _field("width", pa.int32(), "pixels, after EXIF orientation", nullable=True),
         _field("height", pa.int32(), "pixels, after EXIF orientation", nullable=True),
-        _field("mode", pa.string(), "pixel mode of the file as decoded by Pillow (RGB, L, P, CMYK, I;16 …)", nullable=True),
+        _field(
+            "mode",
+            pa.string(),
+            "pixel mode of the file as decoded by Pillow (RGB, L, P, CMYK, I;16 …)",
+            nullable=True,
+        ),
         _field("n_masks", pa.int32(), "masks kept for this image"),
-        _field("error_kind", pa.string(), "NULL, or why there are no masks: empty, unreadable, truncated, too_large, unsupported, missing", nullable=True),
+        _field(
+            "error_kind",
+            pa.string(),
+            "NULL, or why there are no masks: empty, unreadable, truncated, too_large, unsupported, missing, unreachable",
+            nullable=True,
+        ),
         _field("error", pa.string(), "NULL, or the reason in words", nullable=True),
         _MODEL,
         _field("settings", pa.string(), "canonical JSON of the generator settings"),
         _ATTEMPT,
-        _field("committed_at", _TIME, "when the row was committed, UTC; of two commits of one image and model the newer wins"),
+        _field(
+            "committed_at",
+            _TIME,
+            "when the row was committed, UTC; of two commits of one image and model the newer wins",
+        ),
     ]
 )
 
@@ -54,7 +68,11 @@ MASKS = pa.schema(
         _field("rle", pa.string(), "COCO compressed run lengths (counts), column-major, for height x width"),
         _field("sam_score", pa.float32(), "the model's own IoU estimate, about 0..1, uncalibrated"),
         _field("stability", pa.float32(), "IoU of the mask cut at threshold +/- offset, 0..1"),
-        _field("entropy", pa.float32(), "mean pixel entropy of the mask's probabilities inside its box, bits, 0..1"),
+        _field(
+            "entropy",
+            pa.float32(),
+            "mean pixel entropy of the mask's probabilities inside its box, bits, 0..1",
+        ),
         _field("uncertainty", pa.float32(), "what masks are ranked by, 0..1; see uncertainty_source"),
         _field("uncertainty_source", pa.string(), "how uncertainty was made: sam_score = 1 - sam_score"),
         _ATTEMPT,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.concurrency.sync import concurrency
+from prefect.runtime import task_run
 from prefect.tasks import exponential_backoff
 
 from schemas.errors import TransientError
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 DEVICE_LIMIT = "gapmap-device"
 """Name of the global concurrency limit that keeps runs from sharing a device; without such a limit there is none."""
 
+_RETRIES = 4
+
 
 def _may_help_to_retry(_task: Task, _run: TaskRun, state: State) -> bool:
     """Only what failed in passing is tried again; a wrong setting fails at once."""
@@ -32,7 +35,7 @@ def _may_help_to_retry(_task: Task, _run: TaskRun, state: State) -> bool:
 @task(
     name="label-shard",
     task_run_name="shard-{number}",
-    retries=4,
+    retries=_RETRIES,
     retry_delay_seconds=exponential_backoff(5),
     retry_jitter_factor=0.5,
     retry_condition_fn=_may_help_to_retry,
@@ -44,9 +47,13 @@ def label_shard(
 ) -> ShardReport:
     """Label the images of one shard and commit them; killed or failed, nothing of it is visible.
 
+    On the last try, single files that the storage keeps failing for are recorded as `unreachable`, so that
+    one bad address does not hold up its shard for ever.
+
     Raises:
         TransientError: the pool, the store or the device failed in passing; tried again.
         GapmapError: anything else that trying again would not mend.
     """
+    last_try = (task_run.run_count or 1) > _RETRIES
     with concurrency(DEVICE_LIMIT, occupy=1, strict=False):
-        return labeller.label(items, on_image=progress.advance)
+        return labeller.label(items, on_image=progress.advance, give_up=last_try)

@@ -20,9 +20,7 @@ _IMAGES = """
     WHERE i.model = '{model}'
     GROUP BY i.image_id ORDER BY uncertainty DESC, i.image_id LIMIT {count}
 """
-_MASKS = (
-    "SELECT height, width, rle, uncertainty FROM masks WHERE model = '{model}' AND image_id = '{image_id}'"
-)
+_MASKS = "SELECT rle, uncertainty FROM masks WHERE model = '{model}' AND image_id = '{image_id}'"
 
 
 def draw_sheet(store: Store, out: Path, *, images: int = 12, model: str | None = None) -> None:
@@ -31,7 +29,7 @@ def draw_sheet(store: Store, out: Path, *, images: int = 12, model: str | None =
     Raises:
         ConfigError: the store holds no masks (of that model).
     """
-    from engine.masks import decode_rle
+    from engine.masks.rle import decode_rle
     from engine.pool import read_image
     from engine.report.contact_sheet import SheetCell, draw_contact_sheet
 
@@ -42,7 +40,7 @@ def draw_sheet(store: Store, out: Path, *, images: int = 12, model: str | None =
     rows = store.query(_IMAGES.format(model=quoted, count=images)).to_pylist()
     if not rows:
         raise ConfigError(
-            f"The store {store.label} holds no masks{f' of {model}' if model else ''}. Make some: gapmap label POOL --store …"
+            f"The store {store.files.label} holds no masks{f' of {model}' if model else ''}. Make some: gapmap label POOL --store …"
         )
     cells = []
     for row in rows:
@@ -51,7 +49,7 @@ def draw_sheet(store: Store, out: Path, *, images: int = 12, model: str | None =
         except ImageError:  # moved or deleted since it was labelled
             continue
         found = store.query(_MASKS.format(model=quoted, image_id=row["image_id"])).to_pylist()
-        masks = [decode_rle(m["rle"], m["height"], m["width"]) for m in found]
+        masks = list(decode_rle([m["rle"] for m in found], *pixels.shape[:2]))
         caption = (Path(row["uri"]).name, f"{row['n_masks']} masks, most uncertain {row['uncertainty']:.2f}")
         cells.append(SheetCell(pixels, masks, [m["uncertainty"] for m in found], caption))
     if not cells:

@@ -62,7 +62,7 @@ def mask_id(
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def mask_table(masks: ImageMasks, image_id: str, model: str, attempt: str) -> pa.Table:
+def mask_table(masks: ImageMasks, image_id: str, model: str) -> pa.Table:
     """Rows of the `masks` table.
 
     `uncertainty` is 1 - sam_score, clipped to 0..1.
@@ -71,10 +71,9 @@ def mask_table(masks: ImageMasks, image_id: str, model: str, attempt: str) -> pa
         masks: of one image.
         image_id: hash of the image.
         model: name@version that made them.
-        attempt: whose files the rows go to.
 
     Returns:
-        A table with the schema `schemas.tables.MASKS`.
+        A table with the schema `schemas.tables.MASKS` but for `model` and `attempt`, which the commit adds.
     """
     import pyarrow as pa
 
@@ -88,7 +87,6 @@ def mask_table(masks: ImageMasks, image_id: str, model: str, attempt: str) -> pa
             for crop, point, output in zip(crops, points, outputs, strict=True)
         ],
         "image_id": [image_id] * n,
-        "model": [model] * n,
         "point_x": rows["point"][:, 0],
         "point_y": rows["point"][:, 1],
         "output_index": rows["output_index"],
@@ -97,12 +95,11 @@ def mask_table(masks: ImageMasks, image_id: str, model: str, attempt: str) -> pa
         "rle": masks.rles,
         "uncertainty": np.clip(1 - rows["sam_score"], 0, 1),
         "uncertainty_source": ["sam_score"] * n,
-        "attempt": [attempt] * n,
     }
     for place, edge in enumerate(("x0", "y0", "x1", "y1")):
         columns[edge] = rows["box"][:, place]
         columns[f"crop_{edge}"] = rows["crop"][:, place]
     for name in ("area", "sam_score", "stability", "entropy"):
         columns[name] = rows[name]
-    arrays = [pa.array(columns[field.name], field.type) for field in MASKS]
-    return pa.Table.from_arrays(arrays, schema=MASKS)
+    schema = pa.schema([field for field in MASKS if field.name not in ("model", "attempt")])
+    return pa.Table.from_arrays([pa.array(columns[f.name], f.type) for f in schema], schema=schema)

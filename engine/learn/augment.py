@@ -57,7 +57,7 @@ def draw_view(
     out_h, out_w = (round(crop_h * scale), round(crop_w * scale)) if letterbox else (size, size)
     window = np.s_[top : top + crop_h, left : left + crop_w]
 
-    view = np.zeros((size, size, 3), np.uint8)
+    view: np.ndarray = np.zeros((size, size, 3), np.uint8)
     shrink = cv2.INTER_AREA if out_h < crop_h else cv2.INTER_LINEAR
     view[:out_h, :out_w] = cv2.resize(recolour(rng, pixels[window]), (out_w, out_h), interpolation=shrink)
     chosen = []
@@ -88,7 +88,7 @@ def draw_view(
 
 def recolour(rng: np.random.Generator, pixels: np.ndarray) -> np.ndarray:
     """Brightness, contrast, tint, channel order, grey and negative: so that shape and edge matter, not hue."""
-    values = pixels.astype(np.float32) / 255
+    values: np.ndarray = pixels.astype(np.float32) / 255
     if rng.random() < 0.15:
         values = np.repeat(values.mean(2, keepdims=True), 3, 2)
     if rng.random() < 0.3:

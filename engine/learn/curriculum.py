@@ -7,6 +7,7 @@ means the thing under it, then everything mixed, then whole images at the full i
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path

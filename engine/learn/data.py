@@ -33,7 +33,7 @@ class LabelledMask:
 
     def decode(self) -> np.ndarray:
         """bool HW."""
-        return coco_mask.decode(self.rle).astype(bool)  # type: ignore[arg-type]
+        return coco_mask.decode(self.rle).astype(bool)
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class LabelledImage:
     @cached_property
     def boxes_M4(self) -> np.ndarray:
         """Boxes of the masks as xyxy (exclusive), int, image pixels."""
-        xywh = coco_mask.toBbox([mask.rle for mask in self.masks]).astype(int)  # type: ignore[arg-type]
+        xywh = coco_mask.toBbox([mask.rle for mask in self.masks]).astype(int)
         return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)
 
     def preload(self) -> LabelledImage:
@@ -77,7 +77,7 @@ def read_coco(annotations: str | Path) -> list[LabelledImage]:
                 record = records[annotation["image_id"]]
                 rle = _as_rle(annotation["segmentation"], record["height"], record["width"])
                 masks[record["id"]].append(
-                    LabelledMask(rle, int(coco_mask.area(rle)), annotation.get("task", "entity"))  # type: ignore[arg-type]
+                    LabelledMask(rle, int(coco_mask.area(rle)), annotation.get("task", "entity"))
                 )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
@@ -132,7 +132,7 @@ def _as_rle(segmentation: object, height: int, width: int) -> dict[str, object]:
     if isinstance(segmentation, list):
         return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
     if isinstance(segmentation, dict) and isinstance(segmentation["counts"], list):
-        return coco_mask.frPyObjects(segmentation, height, width)  # type: ignore[arg-type]
+        return coco_mask.frPyObjects(segmentation, height, width)
     return segmentation  # type: ignore[return-value]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,23 +27,22 @@ class PromptedModel(nn.Module):
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
-        self.net = build_sam_nano() if name == "sam-nano" else build_sam2_mini()
-        self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1), persistent=False)
+        self.net: Any = build_sam_nano() if name == "sam-nano" else build_sam2_mini()
 
     @property
     def image_size(self) -> int:
         return self.net.image_size if self.name == "sam2-mini" else self.net.image_encoder.img_size
 
     @property
-    def prompt_encoder(self) -> nn.Module:
+    def prompt_encoder(self) -> Any:
         return self.net.sam_prompt_encoder if self.name == "sam2-mini" else self.net.prompt_encoder
 
     def encode(
         self, pixels_B3SS: torch.Tensor, valid: torch.Tensor
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Embedding BCss and high-resolution features (empty for SAM); padding is zero after normalisation."""
-        x = (pixels_B3SS - self.mean) / self.std * valid
+        mean, std = (pixels_B3SS.new_tensor(value).view(1, 3, 1, 1) for value in (_MEAN, _STD))
+        x = (pixels_B3SS - mean) / std * valid
         if self.name == "sam-nano":
             return self.net.image_encoder(x), []
         *fine, embedding = self.net.forward_image(x)["backbone_fpn"]

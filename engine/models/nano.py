@@ -109,7 +109,7 @@ def build_sam_nano(image_size: int = 384) -> Sam:
     )
     return Sam(
         image_encoder=ConvEncoder(image_size, (1, 2, 4, 2)), prompt_encoder=prompts, mask_decoder=decoder
-    )  # type: ignore[arg-type]
+    )
 
 
 def build_sam2_mini(image_size: int = 512) -> nn.Module:

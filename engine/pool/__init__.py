@@ -6,8 +6,8 @@ A file that cannot be used is an `ImageError` with a reason, never the end of a 
 from __future__ import annotations
 
 from engine.pool.listing import list_pool
-from engine.pool.readahead import prefetch
+from engine.pool.readahead import Outcome, prefetch
 from engine.pool.reading import read_image
 from engine.pool.tiles import tile_boxes
 
-__all__ = ["list_pool", "prefetch", "read_image", "tile_boxes"]
+__all__ = ["Outcome", "list_pool", "prefetch", "read_image", "tile_boxes"]

@@ -30,6 +30,7 @@ def prefetch(
     storage_options: Options = None,
     *,
     max_bytes: int = 1 << 30,
+    give_up: bool = False,
 ) -> Iterator[Outcome]:
     """Read and decode images ahead, in threads; they come out in the order of the items.
 
@@ -40,6 +41,8 @@ def prefetch(
         storage_options: as for `list_pool`.
         max_bytes: decoded pixels held ahead, with the memory decoding takes. One image larger than
             this is still decoded, alone, when it is its turn.
+        give_up: where the storage keeps failing for a file, yield `ImageError` `unreachable` for it
+            instead of raising.
 
     Yields:
         `PoolImage`, or `(item, ImageError)` for a file that cannot be used.
@@ -61,7 +64,8 @@ def prefetch(
     try:
         while True:
             for turn, item in itertools.islice(numbered, workers * _AHEAD_PER_WORKER - len(waiting)):
-                waiting.append(pool.submit(_read_patiently, item, settings, storage_options, budget, turn))
+                job = (item, settings, storage_options, budget, turn, give_up)
+                waiting.append(pool.submit(_read_patiently, *job))
             if not waiting:
                 return
             yield _hand_over(waiting, budget)
@@ -78,7 +82,12 @@ def _hand_over(waiting: deque[Future[Outcome]], budget: _Budget) -> Outcome:
 
 
 def _read_patiently(
-    item: PoolItem, settings: PoolSettings, storage_options: Options, budget: _Budget, turn: int
+    item: PoolItem,
+    settings: PoolSettings,
+    storage_options: Options,
+    budget: _Budget,
+    turn: int,
+    give_up: bool,
 ) -> Outcome:
     def wait_for_memory(height: int, width: int) -> None:
         budget.reserve(turn, height * width * _DECODING_BYTES_PER_PIXEL)
@@ -92,8 +101,10 @@ def _read_patiently(
         except ImageError as error:
             budget.reserve(turn, 0)
             return item, error
-        except TransientError:
+        except TransientError as error:
             budget.reserve(turn, 0)
+            if delay_s is None and give_up:
+                return item, ImageError("unreachable", str(error))
             if delay_s is None or budget.closed.wait(delay_s):
                 raise
     raise AssertionError("the last try returns or raises")

@@ -51,7 +51,9 @@ def make_scene(seed: int, size: int = 384) -> Scene:
     canvas = make_texture(rng, size, size)
     if layout == "salient":
         canvas = _add_clutter(rng, canvas, size)
-    things = _paint_crowd(rng, canvas, size) if layout == "crowd" else _paint_things(rng, canvas, size, layout)
+    things = (
+        _paint_crowd(rng, canvas, size) if layout == "crowd" else _paint_things(rng, canvas, size, layout)
+    )
     return Scene(finish_picture(rng, canvas), _visible_masks(things, layout), layout)
 
 
@@ -74,7 +76,12 @@ def _paint_crowd(rng: np.random.Generator, canvas: np.ndarray, size: int) -> lis
         _paint(rng, canvas, coverage, shade, rim=rim)
         thing = _Thing(coverage)
         if nucleus is not None:
-            part = fill_outline(cell_outline(rng), tuple(centre + rng.normal(0, r * 0.15, 2)), r * rng.uniform(0.35, 0.6), size)
+            part = fill_outline(
+                cell_outline(rng),
+                tuple(centre + rng.normal(0, r * 0.15, 2)),
+                r * rng.uniform(0.35, 0.6),
+                size,
+            )
             thing.parts.append(np.minimum(part, coverage))
             _paint(rng, canvas, thing.parts[0], nucleus)
         things.append(thing)
@@ -93,22 +100,30 @@ def _paint_things(rng: np.random.Generator, canvas: np.ndarray, size: int, layou
     return [_paint_thing(rng, canvas, size, centre, r) for centre, r in zip(centres, radii, strict=True)]
 
 
-def _paint_thing(rng: np.random.Generator, canvas: np.ndarray, size: int, centre: np.ndarray, radius: float) -> _Thing:
+def _paint_thing(
+    rng: np.random.Generator, canvas: np.ndarray, size: int, centre: np.ndarray, radius: float
+) -> _Thing:
     palette = [random_colour(rng) for _ in range(3)]
     body = fill_outline(random_outline(rng), tuple(centre), radius, size)
     if rng.random() < 0.12:  # a ring: what is seen through the hole is not the thing
-        body = body * (1 - fill_outline(random_outline(rng), tuple(centre), radius * rng.uniform(0.3, 0.6), size))
+        body = body * (
+            1 - fill_outline(random_outline(rng), tuple(centre), radius * rng.uniform(0.3, 0.6), size)
+        )
     attached, inner = [], []
     for _ in range(int(rng.integers(0, 4))):
         angle, near = rng.uniform(0, 2 * np.pi), radius * rng.uniform(0.6, 1.05)
         place = tuple(centre + near * np.array([np.cos(angle), np.sin(angle)]))
         if rng.random() < 0.35:
-            attached.append(draw_stroke(rng, place, radius * rng.uniform(0.6, 1.8), int(rng.integers(1, 5)), size))
+            attached.append(
+                draw_stroke(rng, place, radius * rng.uniform(0.6, 1.8), int(rng.integers(1, 5)), size)
+            )
         else:
             attached.append(fill_outline(random_outline(rng), place, radius * rng.uniform(0.2, 0.5), size))
     for _ in range(int(rng.integers(0, 4))):
         place = tuple(centre + rng.normal(0, radius * 0.4, 2))
-        inner.append(np.minimum(fill_outline(random_outline(rng), place, radius * rng.uniform(0.15, 0.45), size), body))
+        inner.append(
+            np.minimum(fill_outline(random_outline(rng), place, radius * rng.uniform(0.15, 0.45), size), body)
+        )
     behind = rng.random() < 0.5
     if rng.random() < 0.3:
         _cast_shadow(rng, canvas, body, radius)
@@ -126,20 +141,34 @@ def _paint_thing(rng: np.random.Generator, canvas: np.ndarray, size: int, centre
 
 def _part_palette(rng: np.random.Generator, palette: list[np.ndarray]) -> list[np.ndarray]:
     if rng.random() < 0.5:
-        return [np.clip(c * rng.uniform(0.6, 1.4) + rng.normal(0, 0.05), 0, 1).astype(np.float32) for c in palette]
+        return [
+            np.clip(c * rng.uniform(0.6, 1.4) + rng.normal(0, 0.05), 0, 1).astype(np.float32) for c in palette
+        ]
     return [random_colour(rng) for _ in range(3)]
 
 
-def _paint(rng: np.random.Generator, canvas: np.ndarray, coverage: np.ndarray, colours: list[np.ndarray], *, rim: bool = False) -> None:
+def _paint(
+    rng: np.random.Generator,
+    canvas: np.ndarray,
+    coverage: np.ndarray,
+    colours: list[np.ndarray],
+    *,
+    rim: bool = False,
+) -> None:
     """Blend a texture onto the canvas in place, within the coverage's box only."""
     rows, columns = np.flatnonzero(coverage.any(1)), np.flatnonzero(coverage.any(0))
     if not len(rows):
         return
     window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     alpha = coverage[window]
-    surface = make_texture(rng, *alpha.shape, colours=colours)
+    surface = make_texture(rng, alpha.shape[0], alpha.shape[1], colours)
     if rng.random() < 0.5:  # roundness: light from one side
-        surface = surface * (1 + rng.uniform(0.1, 0.5) * (noise_field(rng, *alpha.shape, 1, 1) - 0.5))[..., None]
+        surface = (
+            surface
+            * (1 + rng.uniform(0.1, 0.5) * (noise_field(rng, alpha.shape[0], alpha.shape[1], 1, 1) - 0.5))[
+                ..., None
+            ]
+        )
     if rim:
         edge = alpha - cv2.erode(alpha, np.ones((3, 3)), iterations=int(rng.integers(1, 3)), borderValue=0)
         surface = surface + (random_colour(rng) - surface) * edge[..., None]
@@ -149,8 +178,12 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, coverage: np.ndarray, c
 
 def _cast_shadow(rng: np.random.Generator, canvas: np.ndarray, coverage: np.ndarray, radius: float) -> None:
     shift = rng.uniform(-0.25, 0.25, 2) * radius
-    moved = cv2.warpAffine(coverage, np.float32([[1, 0, shift[0]], [0, 1, shift[1]]]), coverage.shape[::-1])
-    canvas *= (1 - rng.uniform(0.2, 0.6) * cv2.GaussianBlur(moved, (0, 0), max(radius * 0.08, 0.5)))[..., None]
+    moved = cv2.warpAffine(
+        coverage, np.array([[1, 0, shift[0]], [0, 1, shift[1]]], np.float32), coverage.shape[::-1]
+    )
+    canvas *= (1 - rng.uniform(0.2, 0.6) * cv2.GaussianBlur(moved, (0, 0), max(radius * 0.08, 0.5)))[
+        ..., None
+    ]
 
 
 def _add_clutter(rng: np.random.Generator, canvas: np.ndarray, size: int) -> np.ndarray:

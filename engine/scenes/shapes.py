@@ -46,7 +46,9 @@ def fill_outline(points: np.ndarray, centre: tuple[float, float], radius: float,
     return canvas.astype(np.float32) / 255
 
 
-def draw_stroke(rng: np.random.Generator, start: tuple[float, float], length: float, thickness: int, size: int) -> np.ndarray:
+def draw_stroke(
+    rng: np.random.Generator, start: tuple[float, float], length: float, thickness: int, size: int
+) -> np.ndarray:
     """Coverage of a thin wandering line (stem, wire, tail), float32 size x size, 0..1."""
     steps = 12
     heading = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, 0.35, steps))

@@ -11,7 +11,9 @@ import numpy as np
 Colour = np.ndarray
 
 
-def noise_field(rng: np.random.Generator, height: int, width: int, base: int = 3, octaves: int = 4) -> np.ndarray:
+def noise_field(
+    rng: np.random.Generator, height: int, width: int, base: int = 3, octaves: int = 4
+) -> np.ndarray:
     """Fractal value noise, stretched to 0..1. `base` = blobs along the longer side at the first octave."""
     field = np.zeros((height, width), np.float32)
     for octave in range(octaves):
@@ -31,12 +33,18 @@ def random_colour(rng: np.random.Generator) -> Colour:
     return np.clip(grey + saturation * (rng.random(3) - 0.5), 0, 1).astype(np.float32)
 
 
-def make_texture(rng: np.random.Generator, height: int, width: int, colours: list[Colour] | None = None) -> np.ndarray:
+def make_texture(
+    rng: np.random.Generator, height: int, width: int, colours: list[Colour] | None = None
+) -> np.ndarray:
     """A surface: flat, graded, mottled, striped, checked, veined or spotted, of two or three colours."""
     first, second, third = colours or [random_colour(rng) for _ in range(3)]
-    kind = rng.choice(["flat", "gradient", "noise", "stripes", "checks", "veins", "spots"], p=[0.2, 0.2, 0.25, 0.12, 0.06, 0.1, 0.07])
+    kind = rng.choice(
+        ["flat", "gradient", "noise", "stripes", "checks", "veins", "spots"],
+        p=[0.2, 0.2, 0.25, 0.12, 0.06, 0.1, 0.07],
+    )
     contrast = rng.uniform(0.15, 1.0)
     second = first + (second - first) * contrast
+    blend: np.ndarray
     if kind == "flat":
         blend = np.zeros((height, width), np.float32)
     elif kind == "gradient":
@@ -50,7 +58,9 @@ def make_texture(rng: np.random.Generator, height: int, width: int, colours: lis
     elif kind == "veins":
         blend = np.abs(np.sin(noise_field(rng, height, width, int(rng.integers(2, 6))) * rng.uniform(6, 30)))
     elif kind == "spots":
-        blend = (noise_field(rng, height, width, int(rng.integers(8, 24)), 1) > rng.uniform(0.55, 0.75)).astype(np.float32)
+        blend = (
+            noise_field(rng, height, width, int(rng.integers(8, 24)), 1) > rng.uniform(0.55, 0.75)
+        ).astype(np.float32)
     else:
         along, _ = _rotated_axes(rng, height, width)
         warp = noise_field(rng, height, width, 3, 2) * rng.uniform(0, 25)
@@ -72,10 +82,10 @@ def finish_picture(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
     picture = np.clip(picture, 0, 1) ** rng.uniform(0.6, 1.6)
     if rng.random() < 0.6:
         picture = picture + rng.normal(0, rng.uniform(0.005, 0.06), picture.shape).astype(np.float32)
-    pixels = (np.clip(picture, 0, 1) * 255).astype(np.uint8)
+    pixels: np.ndarray = (np.clip(picture, 0, 1) * 255).astype(np.uint8)
     if rng.random() < 0.3:
         quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(30, 90))]
-        pixels = cv2.imdecode(cv2.imencode(".jpg", pixels, quality)[1], cv2.IMREAD_COLOR)
+        pixels = np.asarray(cv2.imdecode(cv2.imencode(".jpg", pixels, quality)[1], cv2.IMREAD_COLOR))
     return pixels
 
 
