@@ -16,11 +16,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from store_fixtures import s3_server  # noqa: F401 (a fixture)
 
 from engine.models import download
 from engine.models.cache import file_sha256
 from schemas.errors import CheckpointError, ConfigError, TransientError
+
+pytest_plugins = ("store_fixtures",)
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
 CONTENT = bytes(range(256)) * (16 << 10)  # 4 MiB
@@ -276,7 +277,7 @@ def test_any_store_will_do_and_a_local_path_is_not_copied(tmp_path: Path, cache:
 
 
 def test_a_bucket_is_gone_on_with_where_it_broke(
-    s3_server: str,  # noqa: F811 (the fixture)
+    s3_server: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -102,7 +102,8 @@ class SamSegmenter(Segmenter):
         for height, width in image_sizes:
             new_height, new_width = self._input_size((height, width))
             scales.append((new_width / width, new_height / height))
-        scale_N12 = torch.tensor(scales, dtype=kind, device=self.device)[index_N][:, None]
+        scale_B2 = torch.tensor(scales, dtype=kind).to(self.device, non_blocking=True)
+        scale_N12 = scale_B2[index_N][:, None]
 
         points, labels = [], []
         if prompts.points_NP2 is not None and prompts.labels_NP is not None:

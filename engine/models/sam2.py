@@ -107,7 +107,8 @@ class Sam2Segmenter(Segmenter):
         self, prompts: Prompts, index_N: torch.Tensor, image_sizes: Sequence[tuple[int, int]]
     ) -> torch.Tensor:
         widths_heights = [(width, height) for height, width in image_sizes]
-        size_N12 = torch.tensor(widths_heights, dtype=torch.float32, device=self.device)[index_N][:, None]
+        size_B2 = torch.tensor(widths_heights, dtype=torch.float32).to(self.device, non_blocking=True)
+        size_N12 = size_B2[index_N][:, None]
 
         # The package sends a box as two more points, before the others.
         points, labels = [], []

@@ -96,7 +96,7 @@ class Segmenter(ABC):
         """Decode N prompts, for any of the embedding's images, in one pass.
 
         Prompts may be on any device; nothing is read back from the device. Memory grows with N
-        (for official models about 60 MiB a prompt in fp32), so the caller chooses N.
+        (about 25 MiB a prompt at 1024 pixels in fp32), so the caller chooses N.
 
         Args:
             embedding: what `embed` returned.
