@@ -33,12 +33,12 @@ def commit_attempt(
     Raises ValueError for rows that contradict each other, TransientError when the files took so long
     that a sweep may have taken them for a killed writer's.
     """
-    own = pa.scalar(attempt, pa.string())
     if "attempt" not in images.schema.names:
         images = images.append_column("attempt", pa.nulls(len(images), pa.string()))
-    named = images["attempt"].fill_null(own)
-    images = _with_column(images, "attempt", named)
+    images = _with_column(images, "attempt", images["attempt"].fill_null(attempt))
     images = _with_column(images, "model", _repeated(model, len(images)))
+    now = pa.scalar(datetime.now(UTC), TABLES["images"].field("committed_at").type)
+    images = conform("images", _with_column(images, "committed_at", pa.repeat(now, len(images))))
     ready = {}
     for name in tables:
         if name not in SHARD_TABLES:
@@ -48,9 +48,7 @@ def commit_attempt(
     check_shard(attempt, images, ready.get("masks"))
     for name, table in ready.items():
         write_part(files, name, model, attempt, sort_rows(table).to_batches(max_chunksize=ROW_GROUP_ROWS))
-    now = datetime.now(UTC)
-    when = pa.array([now], TABLES["images"].field("committed_at").type).take(pa.array([0] * len(images)))
-    publish_images(files, model, attempt, conform("images", _with_column(images, "committed_at", when)))
+    publish_images(files, model, attempt, images)
 
 
 def publish_images(files: StoreFiles, model: str, attempt: str, images: pa.Table) -> None:
@@ -164,7 +162,7 @@ def _unique(name: str) -> bool:
 
 
 def _repeated(value: str, count: int) -> pa.Array:
-    return pa.array([value], pa.string()).take(pa.array([0] * count, pa.int64()))
+    return pa.repeat(pa.scalar(value, pa.string()), count)
 
 
 def _with_column(table: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:

@@ -8,6 +8,7 @@ ROOT/images/model=NAME@VERSION/ATTEMPT.replaces    JSON: the parts a compaction 
 
 from __future__ import annotations
 
+import re
 import uuid
 from datetime import UTC, datetime, timedelta
 from urllib.parse import quote, unquote
@@ -17,6 +18,7 @@ from schemas.tables import TABLES
 
 PART_SUFFIX = ".parquet"
 REPLACES_SUFFIX = ".replaces"
+_ATTEMPT = re.compile(r"(\d{8}T\d{12}-[0-9a-f]{16})\.")
 _TIME_FORMAT = "%Y%m%dT%H%M%S%f"
 
 # Tables whose files belong to a shard: named by the attempt and seen only through an images row.
@@ -60,9 +62,5 @@ def parse_path(path: str) -> tuple[str, str] | None:
 
 def attempt_of(name: str) -> str | None:
     """The attempt a file is named by, or None for a stranger's file."""
-    attempt = name.partition(".")[0]
-    try:
-        attempt_time(attempt)
-    except ValueError:
-        return None
-    return attempt
+    found = _ATTEMPT.match(name)
+    return found[1] if found else None

@@ -1,0 +1,107 @@
+"""A COCO file that pycocotools loads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pycocotools.coco import COCO
+from store_rows import MODEL, commit, fetch, image_row, tables_of
+
+from engine.store import Store, export_coco
+from schemas.errors import ConfigError, QueryError
+
+pytest_plugins = ("store_fixtures",)
+
+
+@pytest.fixture
+def filled(local_store: Store) -> Store:
+    commit(local_store, ["s3://pool/a.jpg", "s3://pool/b.jpg"])
+    commit(local_store, ["s3://pool/b.jpg"], "second")
+    local_store.commit_shard(
+        MODEL,
+        *tables_of(
+            [image_row("nothing found", n_masks=0), image_row("copy", content="s3://pool/a.jpg")], "third"
+        ),
+    )
+    failed = image_row(
+        "broken",
+        n_masks=0,
+        image_id=None,
+        width=None,
+        height=None,
+        error_kind="truncated",
+        error="ends early",
+    )
+    local_store.commit_shard(MODEL, *tables_of([failed]))
+    return local_store
+
+
+def test_pycocotools_loads_the_export(filled: Store, tmp_path: Path) -> None:
+    steps: list[tuple[int, int]] = []
+    out = tmp_path / "new folder" / "masks.json"
+    assert export_coco(filled, str(out), progress=lambda done, total: steps.append((done, total))) == (3, 6)
+    assert steps == [(6, 6)]
+    coco = COCO(str(out))
+    assert [image["file_name"] for image in coco.loadImgs(coco.getImgIds())] == [
+        "copy",
+        "nothing found",
+        "s3://pool/b.jpg",
+    ]
+    assert coco.loadCats(coco.getCatIds())[0]["name"] == "object"
+    for annotation in coco.loadAnns(coco.getAnnIds()):
+        mask = coco.annToMask(annotation)
+        assert mask.shape == (48, 64)
+        assert mask.sum() == annotation["area"] == 50
+        assert annotation["bbox"] == [2, 3, 10, 5]
+        assert mask[3:8, 2:12].all()
+    stored = dict(fetch(filled, "SELECT mask_id, sam_score FROM masks"))
+    assert {a["mask_id"]: a["score"] for a in coco.anns.values()} == stored
+    (image_b,) = [image["id"] for image in coco.imgs.values() if image["file_name"].endswith("b.jpg")]
+    assert len(coco.getAnnIds(imgIds=[image_b])) == 3
+
+
+def test_a_condition_chooses_the_masks(filled: Store, tmp_path: Path) -> None:
+    out = str(tmp_path / "masks.json")
+    (limit,) = fetch(filled, "SELECT median(uncertainty) FROM masks")[0]
+    assert export_coco(filled, out, where=f"uncertainty > {limit} -- the unsure half") == (3, 3)
+    assert min(a["uncertainty"] for a in json.loads(Path(out).read_text())["annotations"]) > limit
+    assert export_coco(filled, out, where="false") == (3, 0)
+    assert COCO(out).getAnnIds() == []
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "uncertanty > 1",
+        "1) UNION ALL SELECT * FROM read_csv('/etc/passwd') WHERE (1",
+        "(",
+        "1; DROP VIEW masks",
+    ],
+)
+def test_a_wrong_condition_is_told_and_leaves_no_file(filled: Store, tmp_path: Path, where: str) -> None:
+    with pytest.raises(QueryError):
+        export_coco(filled, str(tmp_path / "masks.json"), where=where)
+    assert not list(tmp_path.glob("masks.json*"))
+
+
+def test_several_models_must_be_chosen_from(filled: Store, tmp_path: Path) -> None:
+    commit(filled, ["s3://pool/a.jpg"], model="mini@ba9876543210")
+    out = str(tmp_path / "masks.json")
+    with pytest.raises(ConfigError, match="masks of 2 models; say which"):
+        export_coco(filled, out)
+    with pytest.raises(ConfigError, match="Did you mean 'mini@ba9876543210'"):
+        export_coco(filled, out, model="mini@ba98")
+    assert export_coco(filled, out, model="mini@ba9876543210") == (1, 3)
+
+
+def test_an_export_goes_to_a_bucket(filled: Store, s3_root: tuple[str, dict[str, Any]]) -> None:
+    import fsspec
+
+    url, options = s3_root
+    export_coco(filled, f"{url}/masks.json", storage_options=options)
+    assert (
+        len(json.loads(fsspec.filesystem("s3", **options).cat_file(f"{url}/masks.json"))["annotations"]) == 6
+    )

@@ -1,0 +1,258 @@
+"""Asking the store in SQL: what works, what is fenced off, how results are written."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from store_rows import MODEL, commit, fetch
+
+from engine.store import Store, write_result
+from schemas.errors import ConfigError, QueryError
+
+pytest_plugins = ("store_fixtures",)
+
+
+@pytest.fixture
+def filled(local_store: Store, tmp_path: Path) -> Store:
+    commit(local_store, ["a", "b"])
+    commit(local_store, ["b"], "second")
+    (tmp_path / "secret.csv").write_text("word\nswordfish\n")
+    return local_store
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT mask_id, uncertainty FROM masks ORDER BY uncertainty DESC LIMIT 2",
+        "FROM masks LIMIT 2",
+        "WITH m AS (SELECT * FROM masks) SELECT max(uncertainty) FROM m UNION SELECT 1",
+        "WITH RECURSIVE r(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM r WHERE i < 3) SELECT * FROM r",
+        "VALUES (1, 2)",
+        "DESCRIBE masks",
+        "DESCRIBE SELECT uri FROM images",
+        "SUMMARIZE SELECT area FROM masks",
+        "SHOW TABLES",
+        "EXPLAIN SELECT * FROM masks",
+        "EXPLAIN ANALYZE SELECT count(*) FROM masks;",
+        "EXPLAIN (FORMAT json) SELECT 1",
+        "SELECT i.uri, list(m.area) FROM images i JOIN masks m USING (image_id, model) GROUP BY ALL",
+        "SELECT * FROM range(3), unnest([1, 2])",
+        "FROM (PIVOT masks ON output_index IN (0, 1) USING count(*))",
+        "-- a comment first\nSELECT 1 -- and last",
+    ],
+)
+def test_reading_statements_work(filled: Store, sql: str) -> None:
+    assert len(filled.query(sql)) > 0
+
+
+def test_only_the_tables_are_shown(filled: Store) -> None:
+    assert fetch(filled, "SHOW TABLES") == [("images",), ("masks",), ("models",)]
+
+
+ESCAPES = [
+    "SELECT * FROM '{secret}'",
+    "SELECT * FROM 'file://{secret}'",
+    "SELECT * FROM '{root}/../secret.csv'",
+    "SELECT * FROM '{root}/masks/../../secret.csv'",
+    "SELECT * FROM read_csv('{secret}')",
+    "SELECT * FROM main.READ_CSV('{secret}')",
+    "SELECT * FROM read_text('{secret}')",
+    "SELECT * FROM read_blob('{secret}')",
+    "SELECT * FROM read_json('{secret}')",
+    "SELECT * FROM read_parquet('{root}/masks/*/*.parquet')",
+    "SELECT * FROM parquet_metadata('{root}/masks/*/*.parquet')",
+    "SELECT * FROM sniff_csv('{secret}')",
+    "SELECT * FROM glob('{parent}/*')",
+    "SELECT (SELECT max(word) FROM read_csv('{secret}'))",
+    "WITH x AS (SELECT * FROM read_csv('{secret}')) SELECT 1 FROM masks",
+    "SELECT * FROM masks WHERE mask_id IN (SELECT word FROM read_csv('{secret}'))",
+    "SELECT * FROM masks ORDER BY (SELECT count(*) FROM read_csv('{secret}'))",
+    "DESCRIBE SELECT * FROM read_csv('{secret}')",
+    "SUMMARIZE SELECT * FROM read_csv('{secret}')",
+    "DESCRIBE '{secret}'",
+    "EXPLAIN ANALYZE SELECT * FROM read_csv('{secret}')",
+    "SELECT * FROM query('SELECT * FROM read_csv(''{secret}'')')",
+    "SELECT * FROM query_table('{secret}')",
+    "SELECT getenv('HOME')",
+    "SELECT * FROM duckdb_secrets()",
+    "SELECT * FROM arrow_scan(1, 2, 3)",
+    "SELECT * FROM pandas_scan(1)",
+    "SELECT * FROM enable_logging(storage = 'file', storage_path = '{parent}/log')",
+    "SELECT * FROM enable_profiling(save_location := '{parent}/profile.json')",
+    "SELECT * FROM 's3://bucket/key.parquet'",
+    "SELECT * FROM 'https://example.org/x.parquet'",
+    "SELECT * FROM local_variable",
+]
+CHANGES = [
+    "COPY masks TO '{parent}/out.csv'",
+    "COPY (SELECT 1) TO '{file}'",
+    "EXPLAIN ANALYZE COPY (SELECT 1) TO '{file}' (USE_TMP_FILE false)",
+    "WITH x AS (COPY (SELECT 1) TO '{file}' (USE_TMP_FILE false)) SELECT * FROM x",
+    "EXPLAIN ANALYZE WITH x AS (COPY (SELECT 1) TO '{file}' (USE_TMP_FILE false)) SELECT * FROM x",
+    "SELECT * FROM (WITH x AS (COPY (SELECT 1) TO '{file}' (USE_TMP_FILE false)) SELECT * FROM x)",
+    "WITH x AS (INSERT INTO internal.dead VALUES ('', 1) RETURNING *) SELECT * FROM x",
+    "WITH x AS (DELETE FROM internal.dead RETURNING *) SELECT * FROM x",
+    "INSERT INTO masks VALUES (1)",
+    "DELETE FROM internal.dead",
+    "DROP VIEW masks",
+    "CREATE TABLE t AS SELECT 1",
+    "ATTACH '{parent}/x.duckdb'",
+    "INSTALL httpfs",
+    "LOAD '{parent}/x'",
+    "SET threads = 1",
+    "SET enable_external_access = true",
+    "RESET memory_limit",
+    "PRAGMA enable_profiling",
+    "CALL enable_logging()",
+    "EXPORT DATABASE '{parent}/out'",
+    "IMPORT DATABASE '{parent}/out'",
+    "PREPARE p AS SELECT 1",
+    "CHECKPOINT",
+    "SELECT 1; SELECT 2",
+    "SELECT 1; COPY masks TO '{parent}/out.csv'",
+    "PIVOT masks ON output_index",
+    "",
+]
+
+
+@pytest.mark.parametrize("sql", ESCAPES + CHANGES)
+def test_what_is_not_reading_the_store_is_refused(filled: Store, tmp_path: Path, sql: str) -> None:
+    local_variable = filled.query("SELECT 'swordfish' AS word")
+    assert local_variable is not None
+    file = sorted((tmp_path / "store" / "masks").rglob("*.parquet"))[0]
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    sql = sql.format(secret=tmp_path / "secret.csv", root=tmp_path / "store", parent=tmp_path, file=file)
+    with pytest.raises(QueryError) as caught:
+        filled.query(sql)
+    assert "swordfish" not in str(caught.value)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_the_engine_itself_holds_the_fence_when_the_parser_is_passed_by(
+    filled: Store, tmp_path: Path
+) -> None:
+    import duckdb
+
+    from engine.store.query import fence
+
+    with filled.open_snapshot() as snapshot:
+        fence(snapshot)
+        for sql in ESCAPES[:12]:
+            if "arrow" in sql or "{root}/masks/*" in sql:
+                continue
+            with pytest.raises(duckdb.Error):
+                snapshot.con.execute(
+                    sql.format(secret=tmp_path / "secret.csv", root=tmp_path / "store", parent=tmp_path)
+                ).fetchall()
+        with pytest.raises(duckdb.Error, match="locked"):
+            snapshot.con.execute("SET allowed_paths = ['/']")
+
+
+def test_a_bucket_is_fenced_too(s3_root: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
+    import fsspec
+
+    url, options = s3_root
+    store = Store(url, options)
+    commit(store, ["a"])
+    bucket = url.split("/")[2]
+    fsspec.filesystem("s3", **options).pipe_file(f"{bucket}/other/x.csv", b"word\nswordfish\n")
+    (tmp_path / "x.csv").write_text("word\nswordfish\n")
+    for address in (
+        f"s3://{bucket}/other/x.csv",
+        f"s3a://{bucket}/other/x.csv",
+        f"{url}/../../other/x.csv",
+        tmp_path / "x.csv",
+    ):
+        with pytest.raises(QueryError):
+            store.query(f"SELECT * FROM '{address}'")
+    assert "key-of-the-bucket" not in str(
+        fetch(
+            store,
+            "SELECT name, value FROM (SELECT unnest([current_setting('allowed_paths')]) AS value, 1 AS name)",
+        )
+    )
+
+
+def test_a_wrong_table_or_column_names_the_nearest(filled: Store) -> None:
+    with pytest.raises(
+        QueryError,
+        match=r"no table 'mask' in the store\. Did you mean 'masks'\? Known: images, masks, models",
+    ):
+        filled.query("SELECT * FROM mask")
+    with pytest.raises(QueryError, match=r"no column 'uncertanty'\. Did you mean 'uncertainty'\?"):
+        filled.query("SELECT uncertanty FROM masks")
+    with pytest.raises(QueryError, match="syntax error"):
+        filled.query("SELEC 1")
+    with pytest.raises(QueryError, match="Could not convert"):
+        filled.query("SELECT uri::INT FROM images")
+
+
+def test_a_query_within_its_memory_limit_says_so_or_works(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"), memory_limit="60MB", threads=1)
+    commit(store, ["a"])
+    with pytest.raises(QueryError, match="more memory than it may use"):
+        store.query("SELECT list(i || 'a long text to fill the memory') FROM range(10000000) t(i)")
+    with pytest.raises(ConfigError, match="no memory limit"):
+        Store(str(tmp_path / "store"), memory_limit="a lot").query("SELECT 1")
+
+
+def test_a_long_query_tells_its_progress(filled: Store) -> None:
+    seen: list[float] = []
+    filled.query("SELECT count(DISTINCT hash(i)) FROM range(15000000) t(i)", progress=seen.append)
+    assert seen
+    assert all(0 <= share <= 1 for share in seen)
+    assert seen == sorted(seen)
+
+
+def test_python_users_get_a_connection_of_their_own(filled: Store, tmp_path: Path) -> None:
+    con = filled.connect()
+    assert con.sql(f"SELECT count(*), (SELECT word FROM '{tmp_path}/secret.csv') FROM masks").fetchall() == [
+        (6, "swordfish")
+    ]
+    con.close()
+
+
+def test_results_as_csv_json_and_table(filled: Store) -> None:
+    sql = "SELECT uri, [n_masks] AS n, error FROM images ORDER BY uri"
+    out = {}
+    for format in ("csv", "json", "table"):
+        stream = io.StringIO()
+        filled.write_query(sql, format, stream)
+        out[format] = stream.getvalue()
+    assert out["csv"].splitlines() == ["uri,n,error", "a,[3],", "b,[3],"]
+    assert json.loads(out["json"]) == [
+        {"uri": "a", "n": [3], "error": None},
+        {"uri": "b", "n": [3], "error": None},
+    ]
+    assert "uri" in out["table"]
+    assert out["table"].count("[3]") == 2
+
+
+def test_results_as_files(filled: Store, tmp_path: Path, s3_root: tuple[str, dict[str, Any]]) -> None:
+    import fsspec
+
+    out = tmp_path / "it's here" / "result.parquet"
+    filled.write_query("SELECT * FROM masks", "parquet", str(out))
+    assert pq.read_table(out).num_rows == 6
+    assert [path.name for path in out.parent.iterdir()] == ["result.parquet"]
+    url, options = s3_root
+    write_result(filled.query("SELECT DISTINCT model FROM masks"), "csv", f"{url}/result.csv", options)
+    assert fsspec.filesystem("s3", **options).cat_file(f"{url}/result.csv").decode() == f"model\n{MODEL}\n"
+
+
+def test_a_failed_query_leaves_no_file(filled: Store, tmp_path: Path) -> None:
+    with pytest.raises(QueryError):
+        filled.write_query("SELECT CAST(uri AS INT) FROM images", "csv", str(tmp_path / "out.csv"))
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_wrong_format_is_told(filled: Store) -> None:
+    with pytest.raises(ConfigError, match=r"No output format 'jsn'\. Did you mean 'json'\?"):
+        filled.write_query("SELECT 1", "jsn", io.StringIO())
+    with pytest.raises(ConfigError, match="name a file"):
+        filled.write_query("SELECT 1", "parquet", io.StringIO())
