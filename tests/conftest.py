@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,3 +24,55 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"the shared data sets are not beside the checkout (looked for {path})")
     return path
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A real Prefect server of its own on loopback; yields the environment that leads to it."""
+    home = tmp_path_factory.mktemp("prefect")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "PREFECT_HOME": str(home),
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PYTHONPATH": str(REPO_ROOT),
+    }
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with (home / "server.log").open("w") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 180
+        while True:
+            try:
+                with urllib.request.urlopen(f"{environment['PREFECT_API_URL']}/health", timeout=5):
+                    break
+            except OSError:
+                if server.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(
+                        f"Prefect's server did not start:\n{(home / 'server.log').read_text()}"
+                    ) from None
+                time.sleep(0.5)
+        yield environment
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+
+
+@pytest.fixture
+def small_pool(tmp_path: Path) -> Path:
+    """Twelve small pictures, two of them of equal content, and one file that is broken."""
+    from PIL import Image
+
+    from engine.scenes import make_scene
+
+    folder = tmp_path / "pool"
+    folder.mkdir()
+    for seed in range(11):
+        Image.fromarray(make_scene(seed, 96).image).save(folder / f"{seed:02}.png")
+    (folder / "copy.png").write_bytes((folder / "00.png").read_bytes())
+    (folder / "broken.png").write_bytes((folder / "01.png").read_bytes()[:200])
+    return folder

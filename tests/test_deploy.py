@@ -1,0 +1,116 @@
+"""What the README tells: deploy, start a worker, run the deployment; against a real server and worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from prefect.cli.deploy._models import PrefectYamlModel
+
+from engine.store import Store
+
+ROOT = Path(__file__).parents[1]
+
+
+def prefect(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def test_prefect_yaml_has_no_misspelt_keys() -> None:
+    """Prefect passes over keys it does not know, so a typing error would silently change nothing."""
+    written = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+    understood = PrefectYamlModel.model_validate(written).model_dump(exclude_unset=True, by_alias=True)
+    assert not unknown_keys(written, understood)
+
+
+def test_a_misspelt_key_would_be_found() -> None:
+    written = {
+        "deployments": [{"name": "x", "concurency_limit": {"limit": 1}, "work_pool": {"nam": "local"}}]
+    }
+    understood = PrefectYamlModel.model_validate(written).model_dump(exclude_unset=True, by_alias=True)
+    assert unknown_keys(written, understood) == [
+        ".deployments[0].concurency_limit",
+        ".deployments[0].work_pool.nam",
+    ]
+
+
+def test_deployed_parameters_are_those_of_the_flow() -> None:
+    from flows.pseudolabel import pseudolabel
+
+    for deployment in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]:
+        assert deployment["entrypoint"] == "flows/pseudolabel.py:pseudolabel"
+        assert set(deployment["parameters"]) <= set(pseudolabel.parameters.properties)
+
+
+def unknown_keys(written: Any, understood: Any, path: str = "") -> list[str]:
+    if isinstance(written, dict) and isinstance(understood, dict):
+        missing = [
+            f"{path}.{key}"
+            for key in written
+            if key.replace("-", "_") not in {str(k).replace("-", "_") for k in understood}
+        ]
+        folded = {str(k).replace("-", "_"): v for k, v in understood.items()}
+        deeper = [
+            unknown_keys(v, folded.get(str(k).replace("-", "_")), f"{path}.{k}") for k, v in written.items()
+        ]
+        return missing + [name for names in deeper for name in names]
+    if isinstance(written, list) and isinstance(understood, list):
+        return [
+            n
+            for i, (a, b) in enumerate(zip(written, understood, strict=False))
+            for n in unknown_keys(a, b, f"{path}[{i}]")
+        ]
+    return []
+
+
+@pytest.mark.slow
+def test_deploy_start_a_worker_and_run(
+    prefect_server: dict[str, str], small_pool: Path, tmp_path: Path
+) -> None:
+    pool = prefect(prefect_server, "work-pool", "create", "local", "--type", "process")
+    assert pool.returncode == 0, pool.stderr
+    deployed = prefect(prefect_server, "deploy", "--all")
+    assert deployed.returncode == 0, deployed.stdout + deployed.stderr
+    with (tmp_path / "worker.log").open("w") as log:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "worker", "start", "--pool", "local"],
+            cwd=tmp_path, env=prefect_server, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    try:
+        generate = {"points_per_side": 3, "pred_iou_thresh": 0, "stability_score_thresh": 0}
+        parameters = {
+            "pool": str(small_pool),
+            "store": str(tmp_path / "store"),
+            "generate": generate,
+            "shard_size": 5,
+        }
+        ran = prefect(
+            prefect_server,
+            "deployment",
+            "run",
+            "pseudolabel/default",
+            "--watch",
+            "--params",
+            json.dumps(parameters),
+        )
+        assert ran.returncode == 0, ran.stdout + ran.stderr + (tmp_path / "worker.log").read_text()
+    finally:
+        os.killpg(worker.pid, signal.SIGTERM)
+        worker.wait(60)
+    store = Store(str(tmp_path / "store"))
+    assert store.query("SELECT count(*) AS n FROM images").to_pylist() == [{"n": 13}]
+    assert store.query("SELECT count(*) AS n FROM masks").to_pylist()[0]["n"] > 0
+    api = prefect_server["PREFECT_API_URL"]
+    keys = {artifact["key"] for artifact in httpx.post(f"{api}/artifacts/filter", json={}, timeout=30).json()}
+    assert {"pseudolabel-progress", "pseudolabel-results", "pseudolabel-most-uncertain"} <= keys
+    tasks = httpx.post(f"{api}/task_runs/filter", json={}, timeout=30).json()
+    assert sum(task["name"].startswith("shard-") for task in tasks) >= 3, "one task run a shard"

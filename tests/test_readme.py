@@ -1,0 +1,55 @@
+"""Every command of the README, run in its order on a small pool."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_commands_and_the_python_of_the_readme_run(
+    prefect_server: dict[str, str], small_pool: Path, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / ".venv").symlink_to(Path(sys.prefix))
+    (home / "photos").mkdir()
+    shutil.copyfile(small_pool / "03.png", home / "photos" / "one.png")
+    shutil.copyfile(small_pool / "broken.png", home / "photos" / "broken.png")
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.S)
+    assert len(blocks) >= 2
+    result = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", "\n".join(blocks)],
+        cwd=home, env=prefect_server, capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "truncated" in result.stdout, "the query for errors shows the broken file"
+    assert (home / "sheet.png").stat().st_size > 1000
+    assert (home / "masks.json").is_file()
+    assert "sam2.1-large" in result.stdout
+    for code in re.findall(r"```python\n(.*?)```", README, re.S):
+        ran = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=home,
+            env=prefect_server,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert ran.returncode == 0, ran.stderr
+
+
+def test_every_page_and_target_the_readme_names_exists() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+    makefile = (ROOT / "Makefile").read_text()
+    for name in re.findall(r"\bmake ([a-z-]+)", README):
+        assert re.search(rf"^{name}:", makefile, re.M), name
