@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from store_rows import MODEL, commit, fetch
@@ -17,12 +18,20 @@ from schemas.errors import ConfigError, QueryError
 pytest_plugins = ("store_fixtures",)
 
 
-@pytest.fixture
-def filled(local_store: Store, tmp_path: Path) -> Store:
-    commit(local_store, ["a", "b"])
-    commit(local_store, ["b"], "second")
-    (tmp_path / "secret.csv").write_text("word\nswordfish\n")
-    return local_store
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a store in it, and a file beside the store that is none of its business."""
+    folder = tmp_path_factory.mktemp("query")
+    (folder / "secret.csv").write_text("word\nswordfish\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def filled(folder: Path) -> Store:
+    store = Store(str(folder / "store"))
+    commit(store, ["a", "b"])
+    commit(store, ["b"], "second")
+    return store
 
 
 @pytest.mark.parametrize(
@@ -121,21 +130,19 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("sql", ESCAPES + CHANGES)
-def test_what_is_not_reading_the_store_is_refused(filled: Store, tmp_path: Path, sql: str) -> None:
-    local_variable = filled.query("SELECT 'swordfish' AS word")
-    assert local_variable is not None
-    file = sorted((tmp_path / "store" / "masks").rglob("*.parquet"))[0]
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    sql = sql.format(secret=tmp_path / "secret.csv", root=tmp_path / "store", parent=tmp_path, file=file)
+def test_what_is_not_reading_the_store_is_refused(filled: Store, folder: Path, sql: str) -> None:
+    local_variable = pa.table({"word": ["swordfish"]})
+    assert len(local_variable) == 1
+    file = sorted((folder / "store" / "masks").rglob("*.parquet"))[0]
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    sql = sql.format(secret=folder / "secret.csv", root=folder / "store", parent=folder, file=file)
     with pytest.raises(QueryError) as caught:
         filled.query(sql)
     assert "swordfish" not in str(caught.value)
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_the_engine_itself_holds_the_fence_when_the_parser_is_passed_by(
-    filled: Store, tmp_path: Path
-) -> None:
+def test_the_engine_itself_holds_the_fence_when_the_parser_is_passed_by(filled: Store, folder: Path) -> None:
     import duckdb
 
     from engine.store.query import fence
@@ -147,7 +154,7 @@ def test_the_engine_itself_holds_the_fence_when_the_parser_is_passed_by(
                 continue
             with pytest.raises(duckdb.Error):
                 snapshot.con.execute(
-                    sql.format(secret=tmp_path / "secret.csv", root=tmp_path / "store", parent=tmp_path)
+                    sql.format(secret=folder / "secret.csv", root=folder / "store", parent=folder)
                 ).fetchall()
         with pytest.raises(duckdb.Error, match="locked"):
             snapshot.con.execute("SET allowed_paths = ['/']")
@@ -209,9 +216,9 @@ def test_a_long_query_tells_its_progress(filled: Store) -> None:
     assert seen == sorted(seen)
 
 
-def test_python_users_get_a_connection_of_their_own(filled: Store, tmp_path: Path) -> None:
+def test_python_users_get_a_connection_of_their_own(filled: Store, folder: Path) -> None:
     con = filled.connect()
-    assert con.sql(f"SELECT count(*), (SELECT word FROM '{tmp_path}/secret.csv') FROM masks").fetchall() == [
+    assert con.sql(f"SELECT count(*), (SELECT word FROM '{folder}/secret.csv') FROM masks").fetchall() == [
         (6, "swordfish")
     ]
     con.close()

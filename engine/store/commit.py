@@ -62,14 +62,13 @@ def publish_images(files: StoreFiles, model: str, attempt: str, images: pa.Table
 
 
 def commit_model(files: StoreFiles, known: pa.Table, record: Mapping[str, Any]) -> None:
-    """Add a row to `models` unless its newest row says the same (`known`: the rows there are)."""
+    """Add a row to `models` unless its newest row (`known`, if there is one) says the same."""
     row = {"created_at": datetime.now(UTC), **record}
     table = conform("models", pa.Table.from_pylist([row]))
     model = table["model"][0].as_py()
     same = [name for name in table.schema.names if name != "created_at"]
-    for old in known.to_pylist():
-        if all(old[name] == table[name][0].as_py() for name in same):
-            return
+    if known.num_rows and known.select(same).to_pylist() == table.select(same).to_pylist():
+        return
     write_part(files, "models", model, new_attempt(), table.to_batches())
 
 

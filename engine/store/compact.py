@@ -20,7 +20,15 @@ from .commit import ROW_GROUP_ROWS, publish_images, write_part
 from .files import StoreFiles
 from .layout import PART_SUFFIX, REPLACES_SUFFIX, SHARD_TABLES, attempt_time, new_attempt, table_path
 from .live import IMAGE_KEY
-from .snapshot import DamagedStoreError, Snapshot, list_parts, open_connection, quote_sql, scan_files
+from .snapshot import (
+    DamagedStoreError,
+    Snapshot,
+    explain_duckdb,
+    list_parts,
+    open_connection,
+    quote_sql,
+    scan_files,
+)
 
 _WASTED_SHARE = 0.3
 _MAX_PARTS = 10_000
@@ -51,13 +59,18 @@ def compact_store(
 
     It can be killed at any moment, and run beside writers, readers and other compactions.
     """
+    import duckdb
+
     with Snapshot(files, memory_limit=memory_limit) as snapshot:
         models = sorted({part.model for part in snapshot.parts if model in (None, part.model)})
         groups = [(name, group) for name in models for group in _plan(snapshot, name, target_bytes)]
         for done, (name, group) in enumerate(groups):
             if progress is not None:
                 progress(done, len(groups))
-            _merge(files, snapshot, name, group)
+            try:
+                _merge(files, snapshot, name, group)
+            except duckdb.Error as error:
+                raise explain_duckdb(files, error, snapshot.paths) or error from None
         if progress is not None:
             progress(len(groups), len(groups))
     return sum(len(group) for _, group in groups)
@@ -84,11 +97,17 @@ def sweep_store(files: StoreFiles, *, grace: timedelta = timedelta(hours=24)) ->
     files.remove(gone)
     stale_notes = [note.path for note in old_notes.values()]
     files.remove(stale_notes)
-    images = [f for f in files.list_table("images") if f.name.endswith(".tmp")]
+    temporary = [
+        f
+        for table in TABLES
+        if table not in SHARD_TABLES
+        for f in files.list_table(table)
+        if f.name.endswith(".tmp")
+    ]
     named = _named_attempts(files)
     stale = [
         f.path
-        for f in (*(f for listed in tables.values() for f in listed), *images)
+        for f in (*(f for listed in tables.values() for f in listed), *temporary)
         if f.name != f.attempt + PART_SUFFIX or f.attempt not in named
         if max(attempt_time(f.attempt), f.changed or limit) < limit
     ]

@@ -67,6 +67,10 @@ class StoreFiles:
         self.is_local = isinstance(fs, LocalFileSystem)
         protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
         self._puts_are_atomic = bool(protocols & _OBJECT_STORES)
+        if not self.is_local and set(path) & set("*?[]"):
+            raise ConfigError(
+                f"The address of a store cannot contain * ? [ ]: {self.label}"
+            )  # fsspec would glob it
         if self.is_local and not Path(path).is_absolute():
             self.root = str(Path(path).absolute())
 

@@ -15,9 +15,9 @@ from .commit import commit_attempt, commit_model
 from .compact import compact_store, sweep_store
 from .done import DoneIndex
 from .files import StoreFiles
-from .layout import new_attempt
+from .layout import PART_SUFFIX, new_attempt
 from .query import Progress, fence, run_sql, write_result
-from .snapshot import DamagedStoreError, LostFileError, Snapshot, list_parts
+from .snapshot import DamagedStoreError, LostFileError, Snapshot, list_parts, open_connection, scan_files
 
 if TYPE_CHECKING:
     import duckdb
@@ -80,10 +80,14 @@ class Store:
 
     def record_model(self, record: Mapping[str, Any]) -> None:
         """Add a row of the `models` schema (without `created_at`); nothing when it is there already."""
-        with self.open_snapshot() as snapshot:
-            known = snapshot.con.sql(
-                'SELECT * FROM "models" WHERE model = ?', params=[record["model"]]
-            ).to_arrow_table()
+        stored = [
+            f
+            for f in self.files.list_table("models")
+            if f.model == record["model"] and f.name.endswith(PART_SUFFIX)
+        ]
+        with open_connection(self.files) as con:
+            scan = scan_files(con, "models", [self.files.url(f.path) for f in stored])
+            known = con.sql(f"FROM {scan} ORDER BY created_at DESC LIMIT 1").to_arrow_table()
         commit_model(self.files, known, record)
 
     def find_done(self, model: str, settings: str, *, retry_errors: bool = False) -> DoneIndex:
