@@ -54,25 +54,27 @@ def label(
     device: Annotated[
         str | None, typer.Option(help="cuda, cuda:N, mps or cpu. Default: the best there is.")
     ] = None,
-    points_per_side: Annotated[int | None, typer.Option(help="Grid of point prompts, per side. [32]")] = None,
+    points_per_side: Annotated[
+        int | None, typer.Option(help="Grid of point prompts, per side. Default: 32.")
+    ] = None,
     pred_iou_thresh: Annotated[
-        float | None, typer.Option(help="Drop masks the model scores lower. [the model's own]")
+        float | None, typer.Option(help="Drop masks the model scores lower. Default: the model's own.")
     ] = None,
     stability_score_thresh: Annotated[
-        float | None, typer.Option(help="Drop masks less stable than this. [the model's own]")
+        float | None, typer.Option(help="Drop masks less stable than this. Default: the model's own.")
     ] = None,
     box_nms_thresh: Annotated[
-        float | None, typer.Option(help="Box IoU above which the lower score goes. [0.7]")
+        float | None, typer.Option(help="Box IoU above which the lower score goes. Default: 0.7.")
     ] = None,
     crop_n_layers: Annotated[
-        int | None, typer.Option(help="Layers of overlapping crops besides the whole image. [0]")
+        int | None, typer.Option(help="Layers of overlapping crops besides the whole image. Default: 0.")
     ] = None,
     min_mask_region_area: Annotated[
-        int | None, typer.Option(help="Remove smaller holes and islands, pixels. [0]")
+        int | None, typer.Option(help="Remove smaller holes and islands, pixels. Default: 0.")
     ] = None,
     tile_size: Annotated[
         int | None,
-        typer.Option(help="Cut images with a longer side into tiles of this side, pixels. [0 = never]"),
+        typer.Option(help="Cut images with a longer side into tiles of this side, pixels. Default: never."),
     ] = None,
     include: Annotated[
         list[str] | None, typer.Option(help="Glob below the pool; may be given several times.")
