@@ -125,7 +125,7 @@ def draw_view(
 def suppress(rows_N: np.ndarray, scores_N: np.ndarray, iou_threshold: float) -> np.ndarray:
     """Positions that are left when of two boxes that overlap more than this the lower score goes, best first."""
     boxes_N4 = torch.from_numpy(_inclusive(rows_N)).float()
-    scores = torch.from_numpy(np.ascontiguousarray(scores_N)).float()
+    scores = torch.from_numpy(scores_N.astype(np.float32))
     return batched_nms(boxes_N4, scores, torch.zeros(len(rows_N)), iou_threshold).numpy()
 
 

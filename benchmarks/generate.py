@@ -1,0 +1,232 @@
+"""Automatic masks: gapmap beside the packages' own generators.
+
+    python benchmarks/generate.py --model sam-nano sam2-mini --data ../shared/data/everyday ../shared/data/nuclei/labelled
+
+Same weights, same thresholds, same images, one process. The two take turns on each group of images,
+so that other load on the machine falls on both; ratios are medians over groups. Peak memory is of a
+fresh process each. Writes a dated JSON file to benchmarks/results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.optimize import linear_sum_assignment
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from engine.generate.generator import generate_masks  # noqa: E402
+from engine.masks.rle import mask_iou  # noqa: E402
+from engine.models.registry import load_segmenter  # noqa: E402
+from engine.models.segmenter import Segmenter  # noqa: E402
+from schemas.settings import GenerateSettings  # noqa: E402
+
+Maker = Callable[[list[np.ndarray]], list[list[str]]]
+DATA = [ROOT.parent / "shared/data/everyday", ROOT.parent / "shared/data/nuclei/labelled"]
+IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
+
+
+def read_images(folder: Path, count: int) -> list[np.ndarray]:
+    """`count` images of a folder, evenly spread over its sorted names, as RGB arrays."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS)
+    if not paths:
+        sys.exit(f"No images below {folder}. Name a folder that has some with --data.")
+    chosen = np.unique(np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int))
+    return [np.array(Image.open(paths[i]).convert("RGB")) for i in chosen]
+
+
+def build_package(segmenter: Segmenter, settings: GenerateSettings) -> Maker:
+    """The package's generator over the same modules; masks as compressed run lengths, as ours."""
+    names = ["points_per_side", "pred_iou_thresh", "stability_score_thresh", "stability_score_offset"]
+    names += ["box_nms_thresh", "crop_n_layers", "crop_nms_thresh", "crop_overlap_ratio"]
+    names += ["crop_n_points_downscale_factor"]
+    options: dict[str, Any] = {name: getattr(settings, name) for name in names} | {"output_mode": "coco_rle"}
+    if segmenter.package == "sam2":
+        from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
+
+        generator: Any = SAM2AutomaticMaskGenerator(segmenter.model, **options)
+        # The package writes down the feature sizes of 1024-pixel inputs.
+        size = segmenter.image_size
+        generator.predictor._bb_feat_sizes = [(size // stride,) * 2 for stride in (4, 8, 16)]
+    else:
+        from segment_anything import SamAutomaticMaskGenerator
+
+        generator = SamAutomaticMaskGenerator(segmenter.model, **options)
+    return lambda images: [
+        [mask["segmentation"]["counts"] for mask in generator.generate(image)] for image in images
+    ]
+
+
+def build_ours(segmenter: Segmenter, settings: GenerateSettings) -> Maker:
+    """Our generator."""
+    return lambda images: [masks.rles for masks in generate_masks(segmenter, images, settings)]
+
+
+def compare(theirs: list[str], ours: list[str], height: int, width: int) -> dict[str, float]:
+    """Agreement of two sets of masks of one image; IoU is the mean over one-to-one pairs."""
+    iou = mask_iou(theirs, ours, height, width)
+    pairs = linear_sum_assignment(iou, maximize=True)
+    matched = iou[pairs]
+    return {
+        "theirs": len(theirs),
+        "ours": len(ours),
+        "matched_iou": float(matched.mean()) if len(matched) else float(len(theirs) == len(ours)),
+        "identical": float(sorted(theirs) == sorted(ours)),
+    }
+
+
+def race(
+    segmenter: Segmenter, images: list[np.ndarray], settings: GenerateSettings, group: int
+) -> dict[str, Any]:
+    """Seconds of both on each group of images, taking turns; and their agreement."""
+    makers = {"package": build_package(segmenter, settings), "gapmap": build_ours(segmenter, settings)}
+    for make in makers.values():
+        make(images[:1])  # warm up
+    turns: list[dict[str, float]] = []
+    agreement = []
+    for number, start in enumerate(range(0, len(images), group)):
+        part = images[start : start + group]
+        masks, turn = {}, {"images": float(len(part))}
+        # Who goes first alternates.
+        for name in list(makers)[:: 1 if number % 2 else -1]:
+            wall, cpu = time.perf_counter(), time.process_time()
+            masks[name] = makers[name](part)
+            turn[name], turn[f"{name}_cpu"] = time.perf_counter() - wall, time.process_time() - cpu
+        turns.append(turn)
+        for image, theirs, ours in zip(part, masks["package"], masks["gapmap"], strict=True):
+            agreement.append(compare(theirs, ours, *image.shape[:2]))
+        print(
+            f"  {start + len(part)}/{len(images)} images, {turn['package'] / turn['gapmap']:.2f}x", flush=True
+        )
+
+    def median(value: Callable[[dict[str, float]], float]) -> float:
+        return round(statistics.median(value(turn) for turn in turns), 3)
+
+    return {
+        "images": len(images),
+        "package_images_per_s": median(lambda turn: turn["images"] / turn["package"]),
+        "gapmap_images_per_s": median(lambda turn: turn["images"] / turn["gapmap"]),
+        "ratio": median(lambda turn: turn["package"] / turn["gapmap"]),
+        "ratio_cpu_time": median(lambda turn: turn["package_cpu"] / turn["gapmap_cpu"]),
+        "masks_per_image": round(statistics.mean(item["ours"] for item in agreement), 1),
+        "matched_iou": round(statistics.mean(item["matched_iou"] for item in agreement), 6),
+        "equal_counts": round(statistics.mean(item["theirs"] == item["ours"] for item in agreement), 4),
+        "identical_masks": round(statistics.mean(item["identical"] for item in agreement), 4),
+    }
+
+
+def measure_memory(arguments: argparse.Namespace, side: str, model: str, data: Path) -> float:
+    """MiB that one side needs on top of the loaded model, in a process of its own."""
+    command = [sys.executable, __file__, "--memory-of", side, "--model", model, "--data", str(data)]
+    for name in ("images", "points_per_side", "pred_iou_thresh", "stability_score_thresh", "threads"):
+        command += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(done.stdout.split()[-1])
+
+
+def print_memory(arguments: argparse.Namespace, settings: GenerateSettings) -> None:
+    """Child process of `measure_memory`."""
+    segmenter = load_segmenter(arguments.model[0], device=arguments.device, precision="fp32")
+    images = read_images(arguments.data[0], min(arguments.images, 4))
+    make = {"package": build_package, "gapmap": build_ours}[arguments.memory_of](segmenter, settings)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    make(images)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def describe_machine() -> dict[str, Any]:
+    """Hardware and versions, for the result file."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [
+            line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line
+        ]
+        cpu = names[0] if names else cpu
+    packages = ("torch", "torchvision", "numpy", "segment-anything", "sam2", "pycocotools")
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", nargs="+", default=["sam-nano", "sam2-mini"], help="names or checkpoints")
+    parser.add_argument("--data", nargs="+", type=Path, default=DATA, help="folders with images")
+    parser.add_argument("--images", type=int, default=20, help="images of each folder")
+    parser.add_argument("--points-per-side", type=int, default=16)
+    parser.add_argument("--pred-iou-thresh", type=float, default=0.7)
+    parser.add_argument("--stability-score-thresh", type=float, default=0.8)
+    parser.add_argument("--group", type=int, default=4, help="images a turn")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of both sides")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; fp32 on both sides")
+    parser.add_argument("--memory-of", choices=["package", "gapmap"], help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    settings = GenerateSettings(
+        points_per_side=arguments.points_per_side,
+        pred_iou_thresh=arguments.pred_iou_thresh,
+        stability_score_thresh=arguments.stability_score_thresh,
+    )
+    if arguments.memory_of:
+        print_memory(arguments, settings)
+        return
+    load_before = os.getloadavg()
+    results = []
+    for model in arguments.model:
+        segmenter = load_segmenter(model, device=arguments.device, precision="fp32")
+        for data in arguments.data:
+            print(f"{segmenter.model_id} on {data.name}", flush=True)
+            result: dict[str, Any] = {"model": segmenter.model_id, "data": "/".join(data.parts[-2:])}
+            result |= race(segmenter, read_images(data, arguments.images), settings, arguments.group)
+            for side in ("package", "gapmap"):
+                result[f"{side}_peak_mib"] = round(measure_memory(arguments, side, model, data))
+            print(json.dumps(result, indent=2), flush=True)
+            results.append(result)
+    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+    report = {
+        "date": today,
+        "machine": describe_machine(),
+        "threads": arguments.threads,
+        "device": arguments.device,
+        # Above the number of cores, something else was running as well.
+        "load_average_before": load_before,
+        "load_average_after": os.getloadavg(),
+        "settings": settings.model_dump(),
+        "results": results,
+    }
+    path = ROOT / "benchmarks" / "results" / f"generate-{today}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(report, indent=2) + "\n")
+    print(f"Written: {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
