@@ -40,7 +40,7 @@ lock: install  ## pin what pyproject.toml asks for, names and versions only
 weights: install  ## train sam-nano, then sam2-mini from it (an hour or two each on a CPU; goes on where it was)
 	$(BIN)/python -m engine.learn.pretrain sam-nano --data $(DATA)
 	cp runs/sam-nano/sam-nano.safetensors weights/
-	$(BIN)/python -m engine.learn.pretrain sam2-mini --data $(DATA) --start weights/sam-nano.safetensors
+	$(BIN)/python -m engine.learn.pretrain sam2-mini --data $(DATA) --start weights/sam-nano.safetensors --dense 0 --rate 3e-4
 	cp runs/sam2-mini/sam2-mini.safetensors weights/
 
 clean:  ## remove the environment and what the demo made

@@ -37,21 +37,26 @@ class Recipe:
     """Everything that decides the result of a training run, besides the data."""
 
     model: str
-    steps: int = 6000
+    steps: int = 3000
     images: int = 4
     masks: int = 8
     rate: float = 6e-4
     decay: float = 0.02
     seed: int = 0
     scenes: int = 3000
+    dense: float = 0.3
 
 
-def curriculum(image_size: int) -> tuple[Phase, ...]:
-    """The phases for a model of this input size; sizes are multiples of 32."""
+def curriculum(image_size: int, dense: float) -> tuple[Phase, ...]:
+    """The phases for a model of this input size; sizes are multiples of 32.
+
+    Args:
+        dense: share of the steps that shows crowds alone; 0 for a model that starts from a trained one.
+    """
     half = max(64, round(image_size * 0.6 / 64) * 64)
     return (
-        Phase(0.30, half, (0.2, 0.6), (0.8, 0.2, 0.0)),
-        Phase(0.70, half, (0.3, 1.2), (0.35, 0.45, 0.2)),
+        Phase(dense, half, (0.2, 0.6), (0.8, 0.2, 0.0)),
+        Phase(dense + (1 - dense) * 0.57, half, (0.3, 1.2), (0.35, 0.45, 0.2)),
         Phase(1.00, image_size, (0.5, 1.6), (0.35, 0.4, 0.25)),
     )
 

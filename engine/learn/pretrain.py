@@ -59,7 +59,9 @@ def train(
         optimizer.load_state_dict(saved["optimizer"])
         average, first = saved["average"], saved["step"]
     sources = read_sources(recipe, data, workers)
-    batches = Batches(recipe, sources, curriculum(model.image_size), letterbox=recipe.model == "sam-nano")
+    batches = Batches(
+        recipe, sources, curriculum(model.image_size, recipe.dense), letterbox=recipe.model == "sam-nano"
+    )
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

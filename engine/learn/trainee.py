@@ -67,25 +67,34 @@ class PromptedModel(nn.Module):
 
 
 def warm_start(net: nn.Module, weights: Path) -> int:
-    """Copy every tensor whose name (across the two packages' spellings) and shape agree; returns how many."""
+    """Let sam2-mini begin as the sam-nano of these weights; returns how many tensors were taken.
+
+    Names are translated between the packages. Where sam2's feed-forward layer is wider, the rest of it
+    starts without effect.
+    """
     from safetensors.torch import load_file
 
-    spelling = (
-        ("sam_prompt_encoder.", "prompt_encoder."),
-        ("sam_mask_decoder.", "mask_decoder."),
-        ("mlp.layers.0", "mlp.lin1"),
-        ("mlp.layers.1", "mlp.lin2"),
-    )
     given = load_file(weights)
-    state, copied = net.state_dict(), 0
-    for key, value in state.items():
-        other = key
-        for ours, theirs in spelling:
-            if ".transformer." in key or not ours.startswith("mlp"):
-                other = other.replace(ours, theirs)
-        if other in given and given[other].shape == value.shape:
-            value.copy_(given[other])
-            copied += 1
+    copied = 0
+    for name, value in net.state_dict().items():
+        theirs = name.replace("sam_prompt_encoder.", "prompt_encoder.").replace(
+            "sam_mask_decoder.", "mask_decoder."
+        )
+        theirs = theirs.replace(".mlp.layers.0.", ".mlp.lin1.").replace(".mlp.layers.1.", ".mlp.lin2.")
+        source = given.get(theirs)
+        if (
+            source is None
+            or source.dim() != value.dim()
+            or any(a > b for a, b in zip(source.shape, value.shape, strict=True))
+        ):
+            continue
+        if source.shape != value.shape and theirs.endswith("lin2.weight"):
+            value.zero_()
+        value[tuple(slice(side) for side in source.shape)] = source.to(value)
+        copied += 1
+    no_memory = net.state_dict().get("no_mem_embed")
+    if no_memory is not None:
+        no_memory.zero_()
     return copied
 
 
