@@ -38,9 +38,9 @@ lock: install  ## pin what pyproject.toml asks for, names and versions only
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --group dev --no-annotate --no-header --upgrade pyproject.toml -o requirements.lock
 
 weights: install  ## train sam-nano, then sam2-mini from it (an hour or two each on a CPU; goes on where it was)
-	$(BIN)/python -m engine.learn.pretrain sam-nano --data $(DATA)
+	$(BIN)/python -m engine.learn.pretrain sam-nano --data $(DATA) --steps 3000 --scenes 1200
 	cp runs/sam-nano/sam-nano.safetensors weights/
-	$(BIN)/python -m engine.learn.pretrain sam2-mini --data $(DATA) --start weights/sam-nano.safetensors --dense 0 --rate 3e-4
+	$(BIN)/python -m engine.learn.pretrain sam2-mini --data $(DATA) --start weights/sam-nano.safetensors --dense 0 --rate 3e-4 --steps 560 --scenes 400
 	cp runs/sam2-mini/sam2-mini.safetensors weights/
 
 clean:  ## remove the environment and what the demo made

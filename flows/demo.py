@@ -10,15 +10,15 @@ from flows.cli import quiet_prefect
 FOLDER = Path("gapmap-demo")
 # Photographs and micrographs that come with scikit-image, scikit-learn and matplotlib.
 _PHOTOS = {
-    "skimage": "data/coins.png data/coffee.png data/chelsea.png data/astronaut.png data/rocket.jpg data/ihc.png data/hubble_deep_field.jpg",
-    "sklearn": "datasets/images/china.jpg datasets/images/flower.jpg",
+    "skimage": "data/coins.png data/coffee.png data/chelsea.png data/rocket.jpg data/ihc.png",
+    "sklearn": "datasets/images/china.jpg",
     "matplotlib": "mpl-data/sample_data/grace_hopper.jpg",
 }
-_SCENES = range(4)
+_SCENES = range(3)
 
 
 def make_sample_pool(folder: Path) -> Path:
-    """Ten real pictures from installed packages, four procedural scenes, and one broken file, as pools have."""
+    """Seven real pictures from installed packages, three procedural scenes, and one broken file, as pools have."""
     import importlib
 
     from PIL import Image
@@ -60,7 +60,7 @@ def main() -> None:
         print(
             f"  {row['uncertainty']:11.3f}  {row['stability']:9.3f}  {row['area']:8d}  {box:20}  {Path(row['uri']).name}"
         )
-    draw_sheet(opened, sheet, images=14, model=summary.model)
+    draw_sheet(opened, sheet, images=10, model=summary.model)
     print(f"\ncontact sheet: {sheet}")
     print(f'ask it something: .venv/bin/gapmap query "SELECT count(*) FROM masks" --store {store}')
 
