@@ -136,5 +136,4 @@ def main(action: str, root: str, options: str, *arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent.parent))
     main(*sys.argv[1:])
