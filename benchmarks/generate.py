@@ -15,16 +15,17 @@ import importlib.metadata
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
@@ -146,9 +147,15 @@ def print_memory(arguments: argparse.Namespace, settings: GenerateSettings) -> N
     segmenter = load_segmenter(arguments.model[0], device=arguments.device, precision="fp32")
     images = read_images(arguments.data[0], min(arguments.images, 4))
     make = {"package": build_package, "gapmap": build_ours}[arguments.memory_of](segmenter, settings)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    make(images)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    process = psutil.Process()
+    before = peak = process.memory_info().rss
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(make, images)
+        while not running.done():
+            peak = max(peak, process.memory_info().rss)
+            time.sleep(0.005)
+    running.result()
+    print((peak - before) / 2**20)
 
 
 def describe_machine() -> dict[str, Any]:
