@@ -33,6 +33,7 @@ from scipy.optimize import linear_sum_assignment
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from engine.generate.defaults import complete_settings  # noqa: E402
 from engine.generate.generator import generate_masks  # noqa: E402
 from engine.masks.rle import mask_iou  # noqa: E402
 from engine.models.registry import load_segmenter  # noqa: E402
@@ -133,11 +134,16 @@ def race(
     }
 
 
-def measure_memory(arguments: argparse.Namespace, side: str, model: str, data: Path) -> float:
+def measure_memory(
+    settings: GenerateSettings, arguments: argparse.Namespace, side: str, model: str, data: Path
+) -> float:
     """MiB that one side needs on top of the loaded model, in a process of its own."""
     command = [sys.executable, __file__, "--memory-of", side, "--model", model, "--data", str(data)]
-    for name in ("images", "points_per_side", "pred_iou_thresh", "stability_score_thresh", "threads"):
-        command += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
+    options = {name: getattr(arguments, name) for name in ("images", "threads", "device")}
+    for name in ("points_per_side", "pred_iou_thresh", "stability_score_thresh"):
+        options[name] = getattr(settings, name)
+    for name, value in options.items():
+        command += [f"--{name.replace('_', '-')}", str(value)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(done.stdout.split()[-1])
 
@@ -185,8 +191,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", nargs="+", type=Path, default=DATA, help="folders with images")
     parser.add_argument("--images", type=int, default=20, help="images of each folder")
     parser.add_argument("--points-per-side", type=int, default=16)
-    parser.add_argument("--pred-iou-thresh", type=float, default=0.7)
-    parser.add_argument("--stability-score-thresh", type=float, default=0.8)
+    parser.add_argument("--pred-iou-thresh", type=float, help="by default the model's own")
+    parser.add_argument("--stability-score-thresh", type=float, help="by default the model's own")
     parser.add_argument("--group", type=int, default=4, help="images a turn")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of both sides")
     parser.add_argument("--device", default="cpu", help="cpu or cuda; fp32 on both sides")
@@ -197,24 +203,23 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
-    settings = GenerateSettings(
-        points_per_side=arguments.points_per_side,
-        pred_iou_thresh=arguments.pred_iou_thresh,
-        stability_score_thresh=arguments.stability_score_thresh,
-    )
+    names = ("points_per_side", "pred_iou_thresh", "stability_score_thresh")
+    chosen = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if arguments.memory_of:
-        print_memory(arguments, settings)
+        print_memory(arguments, GenerateSettings(**chosen))
         return
     load_before = os.getloadavg()
     results = []
     for model in arguments.model:
         segmenter = load_segmenter(model, device=arguments.device, precision="fp32")
+        settings = complete_settings(GenerateSettings(**chosen), segmenter)
         for data in arguments.data:
             print(f"{segmenter.model_id} on {data.name}", flush=True)
             result: dict[str, Any] = {"model": segmenter.model_id, "data": "/".join(data.parts[-2:])}
             result |= race(segmenter, read_images(data, arguments.images), settings, arguments.group)
             for side in ("package", "gapmap"):
-                result[f"{side}_peak_mib"] = round(measure_memory(arguments, side, model, data))
+                result[f"{side}_peak_mib"] = round(measure_memory(settings, arguments, side, model, data))
+            result["settings"] = settings.model_dump()
             print(json.dumps(result, indent=2), flush=True)
             results.append(result)
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
@@ -226,7 +231,6 @@ def main() -> None:
         # Above the number of cores, something else was running as well.
         "load_average_before": load_before,
         "load_average_after": os.getloadavg(),
-        "settings": settings.model_dump(),
         "results": results,
     }
     path = ROOT / "benchmarks" / "results" / f"generate-{today}.json"
