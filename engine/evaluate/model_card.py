@@ -1,14 +1,16 @@
 """The model cards of the weights that ship: what they learnt from, and one-click IoU on what they did not.
 
-python -m engine.learn.model_card sam-nano --data FOLDER… --card weights/sam-nano.md
+python -m engine.evaluate.model_card sam-nano --data FOLDER… --card weights/sam-nano.md
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,28 +19,33 @@ from engine.learn.data import SCENE_EVALUATION_SEEDS, LabelledImage, read_coco, 
 from engine.models.registry import MODELS, load_segmenter
 from engine.models.segmenter import Segmenter
 
+T = TypeVar("T")
+
 _SEEN = ("labelled", "everyday")  # folders whose first four fifths are training data; all else is unseen
 
 
-def evaluation_sets(data: Iterable[Path], masks_per_image: int) -> dict[str, list[LabelledImage]]:
+def evaluation_sets(
+    data: Iterable[Path], images: int, masks_per_image: int
+) -> dict[str, list[LabelledImage]]:
     """Kept-out images by name of the set; nuclei split into the modalities that were learnt and the unknown ones.
 
     Args:
+        images: at most so many images of a set, evenly spread.
         masks_per_image: at most so many masks of an image, evenly spread, so that a crowd does not outweigh the rest.
     """
     sets: dict[str, list[LabelledImage]] = {}
     for folder in data:
-        images = read_coco(folder)
-        kept_out = split_groups(images)[1] if folder.name in _SEEN else images
+        everything = read_coco(folder)
+        kept_out = split_groups(everything)[1] if folder.name in _SEEN else everything
         if folder.name == "labelled":
             sets["nuclei, fluorescence"] = [i for i in kept_out if i.modality.startswith("fluo")]
-            sets["nuclei, unknown modalities"] = [i for i in images if not i.modality.startswith("fluo")]
+            sets["nuclei, unknown modalities"] = [i for i in everything if not i.modality.startswith("fluo")]
         else:
             sets[folder.name] = kept_out
-    sets["procedural scenes"] = scene_images(SCENE_EVALUATION_SEEDS, 384)
+    sets["procedural scenes"] = scene_images(SCENE_EVALUATION_SEEDS[:images], 384)
     return {
-        name: [_thin(image, masks_per_image) for image in images if image.masks]
-        for name, images in sets.items()
+        name: [_thin(image, masks_per_image) for image in _spread([i for i in chosen if i.masks], images)]
+        for name, chosen in sets.items()
     }
 
 
@@ -60,12 +67,14 @@ def write_kept_out(data: Iterable[Path], path: Path) -> None:
 
 
 def _thin(image: LabelledImage, most: int) -> LabelledImage:
-    if len(image.masks) <= most:
-        return image
-    chosen = np.linspace(0, len(image.masks) - 1, most).round().astype(int)
-    return LabelledImage(
-        image.name, image.group, image.modality, tuple(image.masks[i] for i in chosen), image.load
-    )
+    return replace(image, masks=tuple(_spread(image.masks, most)))
+
+
+def _spread(items: Sequence[T], most: int) -> list[T]:
+    """At most so many of the items, evenly spread, in their order."""
+    if len(items) <= most:
+        return list(items)
+    return [items[i] for i in np.linspace(0, len(items) - 1, most).round().astype(int)]
 
 
 def _summary(images: list[LabelledImage], results: list[PointResult]) -> dict[str, float]:
@@ -98,7 +107,7 @@ of purple tissue and bright field, nor any other set in the table. Recipe: `{rec
 
 ## One click, three masks
 The click is the mask pixel farthest from the boundary; IoU at the image's full resolution, mean over masks (at most
-{masks_per_image} an image, evenly spread). "picked" is the output the model scores best, "score error" the mean distance
+{masks_per_image} an image, and at most {most_images} images a set, evenly spread). "picked" is the output the model scores best, "score error" the mean distance
 between that score and its IoU.
 
 | set | seen in training | images | masks | best of three | picked | score error |
@@ -109,7 +118,7 @@ between that score and its IoU.
 Trying gapmap without a download or a GPU, tests, and pools that look like what it learnt from. It is small and learnt from little: for
 photographs in general an official checkpoint is better by far. Its scores are its own, uncalibrated.
 
-Made with `python -m engine.learn.model_card {name} --data … --card weights/{name}.md`; trained with `make weights`.
+Made with `python -m engine.evaluate.model_card {name} --data … --card weights/{name}.md`; trained with `make weights`.
 """
 _WHAT = {
     "sam-nano": "The default: segment-anything's decoder behind a small convolutional encoder.",
@@ -122,7 +131,9 @@ _SEEN_SETS = {
 }
 
 
-def render_card(segmenter: Segmenter, figures: dict[str, dict[str, float]], masks_per_image: int) -> str:
+def render_card(
+    segmenter: Segmenter, figures: dict[str, dict[str, float]], images: int, masks_per_image: int
+) -> str:
     """The card as Markdown: what the model is, what it learnt from, and the figures of `measure`."""
     from safetensors import safe_open
 
@@ -145,6 +156,7 @@ def render_card(segmenter: Segmenter, figures: dict[str, dict[str, float]], mask
         grid=segmenter.grid_size,
         version=segmenter.version,
         recipe=metadata["recipe"],
+        most_images=images,
         masks_per_image=masks_per_image,
         rows="\n".join(rows),
     )
@@ -156,15 +168,18 @@ def main() -> None:
     )
     parser.add_argument("model", help="registry name, or a checkpoint (without --card)")
     parser.add_argument("--data", type=Path, nargs="*", default=[], help="COCO folders to evaluate on")
-    parser.add_argument("--masks-per-image", type=int, default=40)
+    parser.add_argument("--images", type=int, default=60, help="at most so many of each set")
+    parser.add_argument("--masks-per-image", type=int, default=20)
     parser.add_argument("--card", type=Path, help="write the Markdown card here")
     arguments = parser.parse_args()
     segmenter = load_segmenter(arguments.model)
-    figures = measure(segmenter, evaluation_sets(arguments.data, arguments.masks_per_image))
+    figures = measure(segmenter, evaluation_sets(arguments.data, arguments.images, arguments.masks_per_image))
     for name, row in figures.items():
         print(f"{name:28s} {row}")
     if arguments.card:
-        arguments.card.write_text(render_card(segmenter, figures, arguments.masks_per_image))
+        arguments.card.write_text(
+            render_card(segmenter, figures, arguments.images, arguments.masks_per_image)
+        )
 
 
 if __name__ == "__main__":
