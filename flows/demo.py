@@ -8,17 +8,16 @@ from pathlib import Path
 from flows.cli import quiet_prefect
 
 FOLDER = Path("gapmap-demo")
-# Photographs and micrographs that come with scikit-image, scikit-learn and matplotlib.
+# Photographs and micrographs that come with scikit-image and scikit-learn.
 _PHOTOS = {
-    "skimage": "data/coins.png data/coffee.png data/chelsea.png data/rocket.jpg data/ihc.png",
+    "skimage": "data/coins.png data/coffee.png data/chelsea.png data/ihc.png",
     "sklearn": "datasets/images/china.jpg",
-    "matplotlib": "mpl-data/sample_data/grace_hopper.jpg",
 }
-_SCENES = range(3)
+_SCENES = range(2)
 
 
 def make_sample_pool(folder: Path) -> Path:
-    """Seven real pictures from installed packages, three procedural scenes, and one broken file, as pools have."""
+    """Five real pictures from installed packages, two procedural scenes, and one broken file, as pools have."""
     import importlib
 
     from PIL import Image
@@ -32,7 +31,7 @@ def make_sample_pool(folder: Path) -> Path:
             shutil.copyfile(root / name, folder / Path(name).name)
     for seed in _SCENES:
         Image.fromarray(make_scene(seed).image).save(folder / f"scene-{seed}.png")
-    (folder / "broken.jpg").write_bytes((folder / "rocket.jpg").read_bytes()[:2000])
+    (folder / "broken.jpg").write_bytes((folder / "china.jpg").read_bytes()[:2000])
     return folder
 
 

@@ -12,8 +12,8 @@ _OF_PACKAGE = {
 }
 # Small models score themselves lower; these were chosen on training images.
 _OF_MODEL = {
-    "sam-nano": {"pred_iou_thresh": 0.5, "stability_score_thresh": 0.6},
-    "sam2-mini": {"pred_iou_thresh": 0.5, "stability_score_thresh": 0.6},
+    "sam-nano": {"pred_iou_thresh": 0.4, "stability_score_thresh": 0.5},
+    "sam2-mini": {"pred_iou_thresh": 0.4, "stability_score_thresh": 0.5},
 }
 
 
