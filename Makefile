@@ -23,11 +23,11 @@ $(STAMP): requirements.lock pyproject.toml
 demo: install  ## label a sample pool and show the ten most uncertain masks
 	$(BIN)/python -m flows.demo
 
-test: install lint  ## everything CI runs
-	$(BIN)/python -m pytest
-
-test-fast: install  ## the quick tests alone
+test: install lint  ## what CI runs: ruff, mypy, and every test that needs no long run
 	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: install  ## real Prefect server and worker, ten kills, concurrent writers, large models
+	$(BIN)/python -m pytest -m slow
 
 lint: install
 	$(BIN)/ruff check .
