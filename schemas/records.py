@@ -88,9 +88,12 @@ class Decoded:
         iou_token_NC: the IoU token after the decoder's transformer.
         mask_tokens_N4C: all four mask tokens; multimask outputs are made from tokens 1..3, the
             single output from token 0.
+        prompt_N: which prompt each row belongs to, in ascending order; all of them unless `decode`
+            was told to leave some out.
     """
 
     logits_NMhw: torch.Tensor
     iou_NM: torch.Tensor
     iou_token_NC: torch.Tensor
     mask_tokens_N4C: torch.Tensor
+    prompt_N: torch.Tensor

@@ -42,7 +42,14 @@ class BrightThings(Segmenter):
             features.append(torch.stack([light, torch.from_numpy(things)]))
         return Embedding(torch.stack(features), tuple(image.shape[:2] for image in images))
 
-    def decode(self, embedding: Embedding, prompts: Prompts, *, multimask: bool = True) -> Decoded:
+    def decode(
+        self,
+        embedding: Embedding,
+        prompts: Prompts,
+        *,
+        multimask: bool = True,
+        min_iou: float | None = None,
+    ) -> Decoded:
         logits = torch.full((len(prompts.image_index_N), 3, self.grid_size, self.grid_size), -10.0)
         iou = torch.zeros(len(logits), 3)
         for n, index in enumerate(prompts.image_index_N.tolist()):
@@ -54,7 +61,8 @@ class BrightThings(Segmenter):
                 near = torch.nn.functional.max_pool2d((things == thing).float()[None], 3, 1, 1)[0] > 0
                 logits[n, 0] = torch.where(near, 20 * light - 10, -10.0)
                 iou[n, 0] = 0.95
-        return Decoded(logits, iou, torch.zeros(len(logits), 256), torch.zeros(len(logits), 4, 256))
+        n = len(logits)
+        return Decoded(logits, iou, torch.zeros(n, 256), torch.zeros(n, 4, 256), torch.arange(n))
 
     def upscale(self, logits_Mhw: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
         return torch.nn.functional.interpolate(logits_Mhw[None], image_size, mode="bilinear")[0]

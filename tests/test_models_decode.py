@@ -189,6 +189,21 @@ def test_prompts_over_several_images_give_the_predictors_masks(
     assert_says_the_same(case, random_prompts(kinds, 4, case.segmenter), multimask)
 
 
+def test_prompts_without_a_promising_output_are_left_out_before_they_are_drawn(case: Case) -> None:
+    embedding, prompts = case.embed(), random_prompts("point", 6, case.segmenter)
+    everything = case.segmenter.decode(embedding, prompts)
+    best_N = everything.iou_NM.amax(1)
+    for cut in (best_N.median().item(), best_N.max().item() + 1):
+        promising = case.segmenter.decode(embedding, prompts, min_iou=cut)
+        expected_N = (best_N > cut).nonzero()[:, 0]
+        assert torch.equal(promising.prompt_N, expected_N)
+        for name in ("logits_NMhw", "iou_NM", "iou_token_NC", "mask_tokens_N4C"):
+            ours, theirs = getattr(promising, name), getattr(everything, name)[expected_N]
+            assert ours.shape == theirs.shape
+            assert torch.allclose(ours, theirs, atol=TOLERANCE)
+    assert torch.equal(everything.prompt_N, torch.arange(6))
+
+
 def test_points_of_one_image_give_the_predictors_masks(case: Case) -> None:
     case = Case(**{**vars(case), "images": case.images[:1], "current": None, "embedding": None})
     prompts = random_prompts("points", 3, case.segmenter)

@@ -96,7 +96,7 @@ def _draw_views(
             images[view.image][view.crop[1] : view.crop[3], view.crop[0] : view.crop[2]] for view in batch
         ]
         embedding = segmenter.embed(crops)
-        decoded = _decode_views(segmenter, embedding, batch, points_per_batch)
+        decoded = _decode_views(segmenter, embedding, batch, settings, points_per_batch)
         for index, outputs in groupby(decoded, key=lambda pair: pair[0]):
             view = batch[index]
             enlargement = enlargements[view.size]
@@ -105,9 +105,17 @@ def _draw_views(
 
 
 def _decode_views(
-    segmenter: Segmenter, embedding: Embedding, views: Sequence[View], points_per_batch: int
+    segmenter: Segmenter,
+    embedding: Embedding,
+    views: Sequence[View],
+    settings: GenerateSettings,
+    points_per_batch: int,
 ) -> Iterator[tuple[int, Outputs]]:
-    """Outputs of every view's points, in order; one decode may hold points of several views."""
+    """Outputs of every view's points, in order; one decode may hold points of several views.
+
+    Points without an output that the predicted-IoU filter would pass are not drawn.
+    """
+    min_iou = settings.pred_iou_thresh if settings.pred_iou_thresh > 0 else None
     points_P2 = np.concatenate([view.points_P2 for view in views])
     view_P = np.repeat(np.arange(len(views)), [len(view.points_P2) for view in views])
     for start in range(0, len(view_P), points_per_batch):
@@ -117,13 +125,16 @@ def _decode_views(
             points_NP2=torch.from_numpy(points_P2[part, None].astype(np.float32)),
             labels_NP=torch.ones(len(view_P[part]), 1, dtype=torch.int64),
         )
-        decoded = segmenter.decode(embedding, prompts)
+        decoded = segmenter.decode(embedding, prompts, min_iou=min_iou)
+        kept_K = decoded.prompt_N.cpu().numpy() + start
         for index in np.unique(view_P[part]).tolist():
-            first, last = np.searchsorted(view_P[part], [index, index + 1]).tolist()
+            first, last = np.searchsorted(view_P[kept_K], [index, index + 1]).tolist()
             yield (
                 index,
                 Outputs(
-                    points_P2[part][first:last], decoded.logits_NMhw[first:last], decoded.iou_NM[first:last]
+                    points_P2[kept_K[first:last]],
+                    decoded.logits_NMhw[first:last],
+                    decoded.iou_NM[first:last],
                 ),
             )
 

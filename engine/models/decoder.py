@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from engine.models.two_way import transform_tokens
 from schemas.records import Decoded, Embedding, Prompts
 
 # The prompt encoders' labels for the corners of a box.
@@ -92,6 +93,7 @@ def decode_masks(
     masks_N1hw: torch.Tensor | None,
     *,
     multimask: bool,
+    min_iou: float | None = None,
 ) -> Decoded:
     """Mask decoder of either package: attention, masks, predicted IoU and the tokens.
 
@@ -104,6 +106,7 @@ def decode_masks(
         sparse_NPC: from `embed_points`; P may be 0.
         masks_N1hw: mask prompts, or None.
         multimask: outputs 1..3, else output 0 (or what SAM 2 puts in its place when it is unstable).
+        min_iou: see `Segmenter.decode`.
     """
     n = sparse_NPC.shape[0]
     output_tokens = [mask_decoder.iou_token.weight, mask_decoder.mask_tokens.weight]
@@ -113,28 +116,35 @@ def decode_masks(
         first = 1
     tokens_NTC = torch.cat([torch.cat(output_tokens).expand(n, -1, -1), sparse_NPC], dim=1)
 
-    if masks_N1hw is None:
-        # The same for every prompt, so it is added once an image.
-        no_mask_1C11 = prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
-        source_NCee = _of_prompts(embedding.features_BCHW + no_mask_1C11, image_index_N)
-    else:
-        dense_NCee = prompt_encoder.mask_downscaling(masks_N1hw)
-        source_NCee = _of_prompts(embedding.features_BCHW, image_index_N) + dense_NCee
-
-    hidden_NTC, source_NLC = mask_decoder.transformer(source_NCee, position_1Cee, tokens_NTC)
+    source_SCee, source_index_N = _sources(prompt_encoder, embedding.features_BCHW, image_index_N, masks_N1hw)
+    hidden_NTC, cells_NLC = transform_tokens(
+        mask_decoder.transformer,
+        source_SCee.flatten(2).mT.contiguous(),
+        position_1Cee[0].flatten(1).mT.contiguous(),
+        source_index_N,
+        tokens_NTC,
+    )
     iou_token_NC = hidden_NTC[:, first]
     mask_tokens_N4C = hidden_NTC[:, first + 1 : first + 1 + mask_decoder.num_mask_tokens]
-    source_NCee = source_NLC.transpose(1, 2).reshape(source_NCee.shape)
-    pixels_NChw = _upscale_features(mask_decoder, source_NCee, embedding.high_res, image_index_N)
 
     unstable_fallback = not multimask and getattr(mask_decoder, "dynamic_multimask_via_stability", False)
     outputs = range(mask_decoder.num_mask_tokens)
     wanted = outputs if unstable_fallback else outputs[1:] if multimask else outputs[:1]
+    iou_NM = mask_decoder.iou_prediction_head(iou_token_NC)[:, wanted.start : wanted.stop]
+    prompt_N = torch.arange(n, device=iou_NM.device)
+    if min_iou is not None:
+        # Predictions need the tokens alone, and drawing costs more than they do.
+        prompt_N = (iou_NM > min_iou).any(1).nonzero()[:, 0]
+        iou_NM, iou_token_NC, mask_tokens_N4C, cells_NLC, image_index_N = (
+            x[prompt_N] for x in (iou_NM, iou_token_NC, mask_tokens_N4C, cells_NLC, image_index_N)
+        )
+
+    changed_NCee = cells_NLC.mT.unflatten(2, source_SCee.shape[2:])
+    pixels_NChw = _upscale_features(mask_decoder, changed_NCee, embedding.high_res, image_index_N)
     weights_NMC = torch.stack(
         [mask_decoder.output_hypernetworks_mlps[i](mask_tokens_N4C[:, i]) for i in wanted], dim=1
     )
     logits_NMhw = (weights_NMC @ pixels_NChw.flatten(2)).unflatten(2, pixels_NChw.shape[2:])
-    iou_NM = mask_decoder.iou_prediction_head(iou_token_NC)[:, wanted.start : wanted.stop]
     if unstable_fallback:
         logits_NMhw, iou_NM = mask_decoder._dynamic_multimask_via_stability(logits_NMhw, iou_NM)
     return Decoded(
@@ -142,7 +152,22 @@ def decode_masks(
         iou_NM=iou_NM.float(),
         iou_token_NC=iou_token_NC.float(),
         mask_tokens_N4C=mask_tokens_N4C.float(),
+        prompt_N=prompt_N,
     )
+
+
+def _sources(
+    prompt_encoder: Any,
+    features_BCee: torch.Tensor,
+    image_index_N: torch.Tensor,
+    masks_N1hw: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Image features with the dense prompt added, and the index of each prompt's; None: one for all, or each its own."""
+    if masks_N1hw is not None:
+        return _of_prompts(features_BCee, image_index_N) + prompt_encoder.mask_downscaling(masks_N1hw), None
+    # The same for every prompt, so it is added once an image.
+    source_BCee = features_BCee + prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
+    return source_BCee, None if len(source_BCee) == 1 else image_index_N
 
 
 def _upscale_features(

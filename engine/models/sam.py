@@ -59,7 +59,14 @@ class SamSegmenter(Segmenter):
         return Embedding(features, tuple((image.shape[0], image.shape[1]) for image in images))
 
     @torch.inference_mode()
-    def decode(self, embedding: Embedding, prompts: Prompts, *, multimask: bool = True) -> Decoded:
+    def decode(
+        self,
+        embedding: Embedding,
+        prompts: Prompts,
+        *,
+        multimask: bool = True,
+        min_iou: float | None = None,
+    ) -> Decoded:
         """Masks, predicted IoU and tokens of N prompts; see `Segmenter.decode`."""
         check_prompts(prompts, len(embedding.image_sizes), self.grid_size)
         index_N = prompts.image_index_N.to(self.device, non_blocking=True)
@@ -75,6 +82,7 @@ class SamSegmenter(Segmenter):
                 sparse_NPC,
                 None if masks_N1hw is None else masks_N1hw.to(self.device, torch.float32, non_blocking=True),
                 multimask=multimask,
+                min_iou=min_iou,
             )
 
     @torch.inference_mode()

@@ -70,7 +70,14 @@ class Sam2Segmenter(Segmenter):
         return Embedding(features_BCee, sizes, tuple(high_res))
 
     @torch.inference_mode()
-    def decode(self, embedding: Embedding, prompts: Prompts, *, multimask: bool = True) -> Decoded:
+    def decode(
+        self,
+        embedding: Embedding,
+        prompts: Prompts,
+        *,
+        multimask: bool = True,
+        min_iou: float | None = None,
+    ) -> Decoded:
         """Masks, predicted IoU and tokens of N prompts; see `Segmenter.decode`.
 
         A single mask that is unstable is replaced by the best of the three, if the model was built
@@ -90,6 +97,7 @@ class Sam2Segmenter(Segmenter):
                 sparse_NPC,
                 None if masks_N1hw is None else masks_N1hw.to(self.device, torch.float32, non_blocking=True),
                 multimask=multimask,
+                min_iou=min_iou,
             )
 
     @torch.inference_mode()

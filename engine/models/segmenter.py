@@ -92,16 +92,25 @@ class Segmenter(ABC):
         """
 
     @abstractmethod
-    def decode(self, embedding: Embedding, prompts: Prompts, *, multimask: bool = True) -> Decoded:
+    def decode(
+        self,
+        embedding: Embedding,
+        prompts: Prompts,
+        *,
+        multimask: bool = True,
+        min_iou: float | None = None,
+    ) -> Decoded:
         """Decode N prompts, for any of the embedding's images, in one pass.
 
-        Prompts may be on any device; nothing is read back from the device. Memory grows with N
-        (about 25 MiB a prompt at 1024 pixels in fp32), so the caller chooses N.
+        Prompts may be on any device; without `min_iou` nothing is read back from the device. Memory
+        grows with N (about 25 MiB a prompt at 1024 pixels in fp32), so the caller chooses N.
 
         Args:
             embedding: what `embed` returned.
             prompts: points, boxes and masks; coordinates in image pixels.
             multimask: three masks of different scale for each prompt; else one.
+            min_iou: leave out prompts with no output whose predicted IoU is above this, before
+                their masks are drawn.
 
         Returns:
             fp32 tensors on the model's device, made under inference mode.
