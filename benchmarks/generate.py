@@ -36,6 +36,7 @@ sys.path.insert(0, str(ROOT))
 from engine.generate.defaults import complete_settings  # noqa: E402
 from engine.generate.generator import generate_masks  # noqa: E402
 from engine.masks.rle import mask_iou  # noqa: E402
+from engine.models.allocator import keep_freed_memory  # noqa: E402
 from engine.models.registry import load_segmenter  # noqa: E402
 from engine.models.segmenter import Segmenter  # noqa: E402
 from schemas.settings import GenerateSettings  # noqa: E402
@@ -202,6 +203,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()  # for both sides
     names = ("points_per_side", "pred_iou_thresh", "stability_score_thresh")
     chosen = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if arguments.memory_of:

@@ -70,11 +70,13 @@ def pseudolabel(
     Storage credentials come from the environment or fsspec's own configuration, never from parameters:
     Prefect keeps parameters in its database.
     """
+    from engine.models.allocator import keep_freed_memory
     from engine.models.registry import load_segmenter
     from engine.pool import list_pool
     from engine.pseudolabel import Pseudolabeller
     from engine.store import Store
 
+    keep_freed_memory()
     log = get_run_logger()
     files = files or PoolSettings()
     target = Store(store)

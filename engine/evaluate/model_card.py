@@ -16,6 +16,7 @@ import numpy as np
 
 from engine.evaluate.points import PointResult, evaluate_points
 from engine.learn.data import SCENE_EVALUATION_SEEDS, LabelledImage, read_coco, scene_images, split_groups
+from engine.models.allocator import keep_freed_memory
 from engine.models.registry import MODELS, load_segmenter
 from engine.models.segmenter import Segmenter
 
@@ -172,6 +173,7 @@ def main() -> None:
     parser.add_argument("--masks-per-image", type=int, default=20)
     parser.add_argument("--card", type=Path, help="write the Markdown card here")
     arguments = parser.parse_args()
+    keep_freed_memory()
     segmenter = load_segmenter(arguments.model)
     figures = measure(segmenter, evaluation_sets(arguments.data, arguments.images, arguments.masks_per_image))
     for name, row in figures.items():
