@@ -2,7 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+# Labelled sets for `make weights`, as COCO folders; without any, procedural scenes alone.
 DATA := $(wildcard ../shared/data/nuclei/labelled ../shared/data/everyday)
+PRETRAIN := $(BIN)/python -m engine.learn.pretrain
+LEARN_FROM := $(if $(DATA),--data $(DATA))
 
 .PHONY: help install demo test test-fast lint lock weights clean
 
@@ -37,10 +40,11 @@ lint: install
 lock: install  ## pin what pyproject.toml asks for, names and versions only
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --group dev --no-annotate --no-header --upgrade pyproject.toml -o requirements.lock
 
-weights: install  ## train sam-nano, then sam2-mini from it (an hour or two each on a CPU; goes on where it was)
-	$(BIN)/python -m engine.learn.pretrain sam-nano --data $(DATA) --steps 3000 --scenes 1200
-	cp runs/sam-nano/sam-nano.safetensors weights/
-	$(BIN)/python -m engine.learn.pretrain sam2-mini --data $(DATA) --start weights/sam-nano.safetensors --dense 0 --rate 3e-4 --steps 560 --scenes 400
+weights: install  ## train sam-nano, then sam2-mini from it (three hours on one core; goes on where it was)
+	$(PRETRAIN) sam-nano --steps 3000 --scenes 1200 --folder runs/sam-nano-1 $(LEARN_FROM)
+	$(PRETRAIN) sam-nano --start runs/sam-nano-1/sam-nano.safetensors --dense 0 --steps 5000 --scenes 3000 --seed 1 --folder runs/sam-nano-2 $(LEARN_FROM)
+	cp runs/sam-nano-2/sam-nano.safetensors weights/
+	$(PRETRAIN) sam2-mini --start weights/sam-nano.safetensors --dense 0 --rate 3e-4 --steps 2500 --scenes 2000 --folder runs/sam2-mini $(LEARN_FROM)
 	cp runs/sam2-mini/sam2-mini.safetensors weights/
 
 clean:  ## remove the environment and what the demo made

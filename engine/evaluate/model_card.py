@@ -102,7 +102,7 @@ _CARD = """# {name}
 
 ## What it learnt from
 Procedural scenes of this project (exact masks of whole things, their parts and the salient one), the fluorescence images of
-the 2018 Data Science Bowl nuclei (CC0), and 128 COCO images with instance masks (annotations CC BY 4.0).
+the 2018 Data Science Bowl nuclei (CC0), and 85 COCO images with instance masks (annotations CC BY 4.0).
 Of the nuclei and the COCO images the last fifth of the groups, listed in `kept-out.json`, was never shown; nor were the nuclei
 of purple tissue and bright field, nor any other set in the table. Recipe: `{recipe}`.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from engine.models import cache, download
+from engine.models.transfer import Progress
 from schemas.errors import CheckpointError, ConfigError, nearest_name
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def load_segmenter(
     *,
     device: str | torch.device | None = None,
     precision: Precision = "auto",
-    progress: download.Progress | None = None,
+    progress: Progress | None = None,
 ) -> Segmenter:
     """A model ready to use, from a registry name, or a path or fsspec URL of a checkpoint.
 
@@ -155,7 +156,7 @@ def load_segmenter(
     )
 
 
-def _find_weights(asked: str, entry: ModelEntry | None, progress: download.Progress) -> Path:
+def _find_weights(asked: str, entry: ModelEntry | None, progress: Progress) -> Path:
     if entry is None:
         if not _is_address(asked):
             raise ConfigError(
