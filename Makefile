@@ -26,11 +26,11 @@ $(STAMP): requirements.lock pyproject.toml
 demo: install  ## label a sample pool and show the ten most uncertain masks
 	$(BIN)/python -m flows.demo
 
-test: install lint  ## what CI runs: ruff, mypy, and every test that needs no long run
-	$(BIN)/python -m pytest -m "not slow"
+test: install lint  ## what CI runs: ruff, mypy, and every test, the long ones against real servers too
+	$(BIN)/python -m pytest
 
-test-slow: install  ## real Prefect server and worker, ten kills, concurrent writers, large models
-	$(BIN)/python -m pytest -m slow
+test-fast: install lint  ## the same without the long ones
+	$(BIN)/python -m pytest -m "not slow"
 
 lint: install
 	$(BIN)/ruff check .
