@@ -49,6 +49,8 @@ def filled(folder: Path) -> Store:
         "EXPLAIN SELECT * FROM masks",
         "EXPLAIN ANALYZE SELECT count(*) FROM masks;",
         "EXPLAIN (FORMAT json) SELECT 1",
+        "explain(analyze, format json)FROM masks",
+        "EXPLAIN (SELECT 1) UNION SELECT 2",
         "SELECT i.uri, list(m.area) FROM images i JOIN masks m USING (image_id, model) GROUP BY ALL",
         "SELECT * FROM range(3), unnest([1, 2])",
         "FROM (PIVOT masks ON output_index IN (0, 1) USING count(*))",
@@ -103,6 +105,18 @@ CHANGES = [
     "EXPLAIN ANALYZE COPY (SELECT 1) TO '{file}' (USE_TMP_FILE false)",
     "WITH x AS (COPY (SELECT 1) TO '{file}' (USE_TMP_FILE false)) SELECT * FROM x",
     "EXPLAIN ANALYZE WITH x AS (COPY (SELECT 1) TO '{file}' (USE_TMP_FILE false)) SELECT * FROM x",
+    "/* explain ( */ EXPLAIN ANALYZE COPY (SELECT 1 AS x) TO '{file}' (FORMAT parquet, USE_TMP_FILE false) -- */ SELECT 1",
+    "-- explain (\nEXPLAIN ANALYZE COPY (SELECT 1 AS x) TO '{file}' (FORMAT parquet, USE_TMP_FILE false) -- ) SELECT 1",
+    "EXPLAIN (ANALYZE /* ) SELECT 1 -- */) COPY (SELECT 1 AS x) TO '{file}' (FORMAT parquet, USE_TMP_FILE false)",
+    "EXPLAIN (ANALYZE -- ) SELECT 1 --\n) COPY (SELECT 1 AS x) TO '{file}' (FORMAT parquet, USE_TMP_FILE false)",
+    "EXPLAIN (FORMAT ') SELECT 1 --', ANALYZE) COPY (SELECT 1 AS x) TO '{file}' (FORMAT parquet, USE_TMP_FILE false)",
+    "EXPLAIN ANALYZE /* explain */ COPY (SELECT 1 AS x) TO '{file}' (FORMAT parquet, USE_TMP_FILE false)",
+    "EXPLAIN /* explain */ ANALYZE COPY (SELECT 1 AS x) TO '{file}' (FORMAT parquet, USE_TMP_FILE false)",
+    "EXPLAIN (ANALYZE) COPY (SELECT 1 AS x) TO '{file}' (FORMAT parquet, USE_TMP_FILE false) -- explain SELECT 1",
+    "/* explain ( */ EXPLAIN ANALYZE INSERT INTO internal.dead VALUES ('', 1) -- */ SELECT 1",
+    "EXPLAIN ANALYZE DELETE FROM internal.dead",
+    "EXPLAIN ANALYZE SELECT 1; COPY (SELECT 1 AS x) TO '{file}' (FORMAT parquet, USE_TMP_FILE false)",
+    "EXPLAIN ANALYZE PREPARE p AS COPY (SELECT 1 AS x) TO '{file}' (FORMAT parquet, USE_TMP_FILE false)",
     "SELECT * FROM (WITH x AS (COPY (SELECT 1) TO '{file}' (USE_TMP_FILE false)) SELECT * FROM x)",
     "WITH x AS (INSERT INTO internal.dead VALUES ('', 1) RETURNING *) SELECT * FROM x",
     "WITH x AS (DELETE FROM internal.dead RETURNING *) SELECT * FROM x",
@@ -152,12 +166,14 @@ def test_the_engine_itself_holds_the_fence_when_the_parser_is_passed_by(filled: 
         for sql in ESCAPES[:12]:
             if "arrow" in sql or "{root}/masks/*" in sql:
                 continue
-            with pytest.raises(duckdb.Error):
-                snapshot.con.execute(
+            with pytest.raises(duckdb.Error), snapshot.con.cursor() as con:
+                con.execute(
                     sql.format(secret=folder / "secret.csv", root=folder / "store", parent=folder)
                 ).fetchall()
-        with pytest.raises(duckdb.Error, match="locked"):
-            snapshot.con.execute("SET allowed_paths = ['/']")
+        with pytest.raises(duckdb.Error, match="locked"), snapshot.con.cursor() as con:
+            con.execute("SET allowed_paths = ['/']")
+        with pytest.raises(duckdb.Error, match="read-only"):
+            snapshot.con.execute("INSERT INTO internal.dead VALUES ('', 1)")
 
 
 def test_a_bucket_is_fenced_too(s3_root: tuple[str, dict[str, Any]], tmp_path: Path) -> None:

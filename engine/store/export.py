@@ -60,7 +60,6 @@ class _Export:
 
     def __init__(self, store: Store, snapshot: Snapshot, model: str, where: str | None) -> None:
         self._files, self._snapshot = store.files, snapshot
-        fence(snapshot)
         self._masks = f"SELECT * FROM masks WHERE model = {quote_sql(model)}" + (
             f" AND ({where}\n)" if where else ""
         )
@@ -71,6 +70,7 @@ class _Export:
                 SELECT image_id, min(uri) AS uri, any_value(width) AS width, any_value(height) AS height FROM images
                 WHERE model = {quote_sql(model)} AND error_kind IS NULL AND image_id IS NOT NULL GROUP BY image_id)"""
         )
+        fence(snapshot)
         self.n_images = self.n_annotations = 0
 
     def write(self, path: Path, progress: Callable[[int, int], None] | None) -> None:

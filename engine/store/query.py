@@ -37,13 +37,17 @@ _TABLE_FUNCTIONS = {
     "duckdb_views",
     "duckdb_functions",
 }
-_EXPLAIN = re.compile(r"\s*explain\s+(?:\([^)]*\)\s*|analyze\s+)?", re.IGNORECASE)
+# Words only, so that no comment or quote can end anywhere but where DuckDB says it does.
+_OPTION = r"(?:analyze|format\s+\w+)"
+_EXPLAIN = re.compile(rf"\s*explain\b\s*(analyze\b|\(\s*{_OPTION}(?:\s*,\s*{_OPTION})*\s*\))?", re.IGNORECASE)
 
 
-def check_sql(con: duckdb.DuckDBPyConnection, sql: str) -> None:
-    """Raise QueryError unless `sql` is one statement that only reads, with no table function that reads files.
+def check_sql(con: duckdb.DuckDBPyConnection, sql: str) -> str:
+    """The statement to run: `sql`, or EXPLAIN and the query after it, which was checked by itself.
 
     DuckDB's own parser is asked, because a SELECT can hide a COPY or an INSERT in its WITH clause.
+
+    Raises QueryError unless it is one statement that only reads, with no table function that reads files.
     """
     import duckdb
 
@@ -52,11 +56,16 @@ def check_sql(con: duckdb.DuckDBPyConnection, sql: str) -> None:
         if len(statements) != 1:
             raise QueryError(f"Expected one SQL statement, got {len(statements)}. {_ALLOWED}")
         kind = statements[0].type.name
-        inner = sql
+        inner, explain = sql, ""
         if kind == "EXPLAIN":
-            inner = _EXPLAIN.sub("", sql, count=1)
-            if inner == sql or [s.type.name for s in con.extract_statements(inner)] != ["SELECT"]:
-                raise QueryError(f"EXPLAIN must stand before a query. {_ALLOWED}")
+            found = _EXPLAIN.match(sql)
+            inner = sql[found.end() :] if found else ""
+            if not found or [s.type.name for s in con.extract_statements(inner)] != ["SELECT"]:
+                raise QueryError(
+                    "EXPLAIN, EXPLAIN ANALYZE or EXPLAIN (FORMAT json) must be the first words, without a"
+                    f" comment, and a query must follow. {_ALLOWED}"
+                )
+            explain = f"EXPLAIN {found[1] or ''} "
         elif kind != "SELECT":
             raise QueryError(f"{kind} statements are not allowed: the store is only read here. {_ALLOWED}")
         tree = json.loads(con.execute("SELECT json_serialize_sql(?)", [inner]).fetchall()[0][0])
@@ -78,16 +87,21 @@ def check_sql(con: duckdb.DuckDBPyConnection, sql: str) -> None:
                 f"The table function {node['function'].get('function_name')!r} is not allowed here. Ask the tables"
                 f" {', '.join(TABLES)}; to read other files as well, use Store.connect() from Python."
             )
+    return explain + inner
 
 
 def fence(snapshot: Snapshot) -> None:
-    """Lock the snapshot's connection, for good: no file but its own, no extension, no setting."""
+    """Lock the snapshot's connection, for good: no file but its own, no extension, no setting, no change to a table.
+
+    DuckDB cannot be kept from a COPY to a file that it may read: `check_sql` does that.
+    """
     con = snapshot.con
     con.execute("SET enable_progress_bar = true; SET enable_progress_bar_print = false")
     con.execute("SET python_enable_replacements = false")
     con.execute("SET allowed_paths = ?", [snapshot.paths])
     con.execute("SET enable_external_access = false")
     con.execute("SET lock_configuration = true")
+    con.execute("BEGIN TRANSACTION READ ONLY")
 
 
 @contextmanager
@@ -98,10 +112,10 @@ def run_sql(
     import duckdb
     import pyarrow as pa
 
-    check_sql(snapshot.con, sql)
+    checked = check_sql(snapshot.con, sql)
     try:
         with _watched(snapshot.con, progress):
-            yield snapshot.con.sql(sql).to_arrow_reader(10_240)
+            yield snapshot.con.sql(checked).to_arrow_reader(10_240)
     except (duckdb.Error, pa.ArrowException, OSError) as error:
         # Batches that fail on the way come as Arrow's errors.
         raise _explain(files, snapshot, error) from None
