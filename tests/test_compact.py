@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import random
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import pyarrow.parquet as pq
 import pytest
 from store_rows import MODEL, SETTINGS, commit, content_id, fetch, image_row, tables_of
 
 from engine.store import DamagedStoreError, Store
-from engine.store.layout import new_attempt
+from engine.store.commit import commit_attempt
+from engine.store.layout import new_attempt, table_path
 from schemas.records import PoolItem
 
 pytest_plugins = ("store_fixtures",)
@@ -161,6 +163,28 @@ def test_a_sweep_leaves_writers_and_their_masks_alone(local_store: Store, tmp_pa
     assert local_store.sweep(grace=NOW) == 2
     assert not temporary.exists()
     assert fetch(local_store, "SELECT count(*) FROM masks") == [(3,)]
+
+
+def test_a_compaction_killed_long_ago_does_not_end_the_grace_time_of_a_later_one(store: Store) -> None:
+    old = [begun_ago(timedelta(minutes=50)) for _ in range(2)]
+    for attempt, uri in zip(old, "ab", strict=True):
+        commit_attempt(store.files, attempt, MODEL, *tables_of([image_row(uri)]))
+    killed = table_path(store.files.root, "images", MODEL, begun_ago(timedelta(minutes=40)) + ".replaces")
+    store.files.publish(killed, lambda path: path.write_text(json.dumps(old)))
+    with store.open_snapshot() as snapshot:
+        store.compact()
+        assert store.sweep(grace=timedelta(minutes=30)) == 1, "the note of the killed one, and nothing else"
+        assert snapshot.con.sql("SELECT count(*) FROM masks").fetchall() == [(6,)]
+        copy = image_row("copy of a", content="a", attempt=old[0])
+        commit_attempt(store.files, new_attempt(), MODEL, tables_of([copy])[0], {})
+    assert fetch(store, "SELECT count(*) FROM masks") == [(6,)]
+    assert store.sweep(grace=NOW) == 2 + 1 + 1, "parts, the later note, the masks that no row names"
+    assert fetch(store, "SELECT count(*) FROM masks") == [(6,)]
+
+
+def begun_ago(time: timedelta) -> str:
+    """An attempt's id as a writer made it some time ago."""
+    return f"{datetime.now(UTC) - time:%Y%m%dT%H%M%S%f}-{uuid4().hex[:16]}"
 
 
 def test_a_snapshot_opened_before_goes_on_reading(store: Store) -> None:

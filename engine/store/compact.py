@@ -86,16 +86,9 @@ def sweep_store(files: StoreFiles, *, grace: timedelta = timedelta(hours=24)) ->
     # Tables are listed before the images: what is committed in between is then named.
     tables = {table: files.list_table(table) for table in SHARD_TABLES}
     _, replaced, notes = list_parts(files)
-    gone: list[str] = []
-    old_notes = {attempt: note for attempt, note in notes.items() if attempt_time(attempt) < limit}
-    outdated = {
-        note.path.rpartition("/")[0] + f"/{old}{PART_SUFFIX}"
-        for note in old_notes.values()
-        for old in json.loads(files.read_bytes(note.path) or "[]")
-    }
-    gone += [part.path for part in replaced if part.path in outdated]
+    gone = [path for path, later in replaced.items() if attempt_time(later) < limit]
     files.remove(gone)
-    stale_notes = [note.path for note in old_notes.values()]
+    stale_notes = [note.path for note in notes if attempt_time(note.attempt) < limit]
     files.remove(stale_notes)
     temporary = [
         f
@@ -187,7 +180,9 @@ def _named_attempts(files: StoreFiles) -> set[str]:
     """Attempts that any images part names, replaced parts included."""
     effective, replaced, _ = list_parts(files)
     with open_connection(files) as con:
-        scan = scan_files(con, "images", [files.url(f.path) for f in (*effective, *replaced)])
+        scan = scan_files(
+            con, "images", [files.url(path) for path in (*(f.path for f in effective), *replaced)]
+        )
         return {attempt for (attempt,) in con.execute(f"SELECT DISTINCT attempt FROM {scan}").fetchall()}
 
 

@@ -29,25 +29,27 @@ class LostFileError(TransientError):
     """A file went while it was read: a sweep came between. A fresh snapshot does without it."""
 
 
-def list_parts(files: StoreFiles) -> tuple[list[StoredFile], list[StoredFile], dict[str, StoredFile]]:
-    """The images folder: (effective parts, parts a compaction took the place of, `.replaces` by attempt).
+def list_parts(files: StoreFiles) -> tuple[list[StoredFile], dict[str, str], list[StoredFile]]:
+    """The images folder: (parts in effect, path of each replaced part -> attempt that took its place first,
+    `.replaces` notes).
 
     A part counts as replaced only when the part that replaces it is in the same listing, so a listing
-    that ran beside a compaction is right with or without it.
+    that ran beside a compaction is right with or without it, and one that was killed never counts.
     """
     listed = files.list_table("images")
     parts = {f.path: f for f in listed if f.name == f.attempt + PART_SUFFIX}
-    notes = {f.attempt: f for f in listed if f.name == f.attempt + REPLACES_SUFFIX}
-    replaced = set()
-    for attempt, note in notes.items():
+    notes = sorted((f for f in listed if f.name == f.attempt + REPLACES_SUFFIX), key=lambda f: f.attempt)
+    replaced: dict[str, str] = {}
+    for note in notes:
         folder = note.path.rpartition("/")[0]
-        if f"{folder}/{attempt}{PART_SUFFIX}" in parts:
+        if f"{folder}/{note.attempt}{PART_SUFFIX}" in parts:
             text = files.read_bytes(note.path)
             if text is None:  # swept since it was listed, and the parts it names before it
                 return list_parts(files)
-            replaced |= {f"{folder}/{old}{PART_SUFFIX}" for old in json.loads(text)}
-    effective = [f for path, f in sorted(parts.items()) if path not in replaced]
-    return effective, [f for path, f in sorted(parts.items()) if path in replaced], notes
+            for old in json.loads(text):
+                if (path := f"{folder}/{old}{PART_SUFFIX}") in parts:
+                    replaced.setdefault(path, note.attempt)
+    return [f for path, f in sorted(parts.items()) if path not in replaced], replaced, notes
 
 
 class Snapshot:
