@@ -41,9 +41,10 @@ class RunSummary(BaseModel):
 @flow(name="pseudolabel", flow_run_name="pseudolabel-{model}", persist_result=False)
 def pseudolabel(
     pool: Annotated[
-        str, Field(description="folder, bucket or list of images: any fsspec URL, globs allowed")
+        str,
+        Field(min_length=1, description="folder, bucket or list of images: any fsspec URL, globs allowed"),
     ],
-    store: Annotated[str, Field(description="where the tables go: a folder or any fsspec URL")],
+    store: Annotated[str, Field(min_length=1, description="where the tables go: a folder or any fsspec URL")],
     model: Annotated[
         str, Field(description="registry name (gapmap models), or path or URL of a checkpoint")
     ] = "sam-nano",

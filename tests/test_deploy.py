@@ -14,6 +14,7 @@ import httpx
 import pytest
 import yaml
 from prefect.cli.deploy._models import PrefectYamlModel
+from prefect.exceptions import ParameterTypeError
 
 from engine.store import Store
 
@@ -51,6 +52,17 @@ def test_deployed_parameters_are_those_of_the_flow() -> None:
         assert set(deployment["parameters"]) <= set(pseudolabel.parameters.properties)
 
 
+@pytest.mark.parametrize(
+    "parameters", [{"pool": "", "store": "s3://masks"}, {"pool": "s3://photos", "store": ""}]
+)
+def test_a_deployment_made_without_pool_or_store_is_refused(parameters: dict[str, str]) -> None:
+    """What `prefect deploy` writes where GAPMAP_POOL or GAPMAP_STORE is not set; "" would be the checkout."""
+    from flows.pseudolabel import pseudolabel
+
+    with pytest.raises(ParameterTypeError, match="at least 1 character"):
+        pseudolabel.validate_parameters(parameters)
+
+
 def unknown_keys(written: Any, understood: Any, path: str = "") -> list[str]:
     if isinstance(written, dict) and isinstance(understood, dict):
         missing = [
@@ -78,34 +90,32 @@ def test_deploy_start_a_worker_and_run(
 ) -> None:
     pool = prefect(prefect_server, "work-pool", "create", "local", "--type", "process")
     assert pool.returncode == 0, pool.stderr
-    deployed = prefect(prefect_server, "deploy", "--all")
+    places = {"GAPMAP_POOL": str(small_pool / "0[34].png"), "GAPMAP_STORE": str(tmp_path / "deployed")}
+    deployed = prefect({**prefect_server, **places}, "deploy", "--all")
     assert deployed.returncode == 0, deployed.stdout + deployed.stderr
     with (tmp_path / "worker.log").open("w") as log:
         worker = subprocess.Popen(
             [sys.executable, "-m", "prefect", "worker", "start", "--pool", "local"],
-            cwd=tmp_path, env=prefect_server, stdout=log, stderr=log, start_new_session=True,
+            cwd=tmp_path, env={**prefect_server, "PREFECT_WORKER_QUERY_SECONDS": "1"}, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
+    run = ("deployment", "run", "pseudolabel/default", "--watch")
+    another = {
+        "pool": str(small_pool),
+        "store": str(tmp_path / "store"),
+        "generate": {"points_per_side": 3, "pred_iou_thresh": 0, "stability_score_thresh": 0},
+        "shard_size": 5,
+    }
     try:
-        generate = {"points_per_side": 3, "pred_iou_thresh": 0, "stability_score_thresh": 0}
-        parameters = {
-            "pool": str(small_pool),
-            "store": str(tmp_path / "store"),
-            "generate": generate,
-            "shard_size": 5,
-        }
-        ran = prefect(
-            prefect_server,
-            "deployment",
-            "run",
-            "pseudolabel/default",
-            "--watch",
-            "--params",
-            json.dumps(parameters),
-        )
+        as_deployed = prefect(prefect_server, *run)
+        assert as_deployed.returncode == 0, as_deployed.stdout + as_deployed.stderr
+        ran = prefect(prefect_server, *run, "--params", json.dumps(another))
         assert ran.returncode == 0, ran.stdout + ran.stderr + (tmp_path / "worker.log").read_text()
     finally:
         os.killpg(worker.pid, signal.SIGTERM)
         worker.wait(60)
+    names = "SELECT regexp_extract(uri, '[^/]+$') AS name FROM images ORDER BY name"
+    deployed_store = Store(str(tmp_path / "deployed"))
+    assert deployed_store.query(names).to_pylist() == [{"name": "03.png"}, {"name": "04.png"}]
     store = Store(str(tmp_path / "store"))
     assert store.query("SELECT count(*) AS n FROM images").to_pylist() == [{"n": 13}]
     assert store.query("SELECT count(*) AS n FROM masks").to_pylist()[0]["n"] > 0

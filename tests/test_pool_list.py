@@ -24,6 +24,8 @@ from schemas.settings import PoolSettings
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
 ANY = PoolSettings()
+OPAQUE = "x7Qs3cretLp_v2mN-8RtYw4kZb6"
+CONTENT_HASH = "9f86d081884c7d659a2feaa0c55ad015"
 
 
 def png_bytes(shade: int = 0) -> bytes:
@@ -206,6 +208,12 @@ def test_no_image_in_the_pool_says_what_was_sought_and_seen(tmp_path):
         assert part in message
 
 
+@pytest.mark.parametrize("url", ["", " "])
+def test_an_empty_address_is_not_the_working_folder(url):
+    with pytest.raises(ConfigError, match="address is empty"):
+        list_pool(url, ANY)
+
+
 def test_urls_that_cannot_work_say_what_to_write():
     with pytest.raises(ConfigError, match="Did you mean 's3'"):
         list_pool("s4://bucket/x", ANY)
@@ -307,6 +315,14 @@ def test_a_list_line_that_is_no_url_is_named_by_its_number(tmp_path):
         list(list_pool(str(tmp_path / "list.txt"), ANY))
 
 
+@pytest.mark.parametrize("line", ["h/x.jpg?X-Amz-Signature=s3cret", "user:s3cret@h/x.jpg"])
+def test_a_list_line_that_is_no_url_is_shown_without_credentials(tmp_path, line):
+    (tmp_path / "list.txt").write_text(f"{line}\n")
+    with pytest.raises(ConfigError, match=r"Line 1 .*'h/x\.jpg'") as caught:
+        list(list_pool(str(tmp_path / "list.txt"), ANY))
+    assert "s3cret" not in str(caught.value)
+
+
 def test_what_was_passed_over_is_logged(pool, caplog):
     with caplog.at_level(logging.INFO, "engine.pool"):
         list(list_pool(str(pool), ANY))
@@ -330,6 +346,18 @@ def test_what_was_passed_over_is_logged(pool, caplog):
         ("https://h/a.png?sv=2024&se=tomorrow&sig=s3cret", "https://h/a.png"),
         ("https://h/get?id=7&access_token=s3cret", "https://h/get?id=7"),
         ("https://h/get?key=a.png&policy=x", "https://h/get?key=a.png&policy=x"),
+        (f"https://h/get?key=AIza{OPAQUE}", "https://h/get"),
+        (f"https://h/api/photo?code={OPAQUE}==&id=7", "https://h/api/photo?id=7"),
+        (f"https://h/get?id=7&key={CONTENT_HASH}", f"https://h/get?id=7&key={CONTENT_HASH}"),
+        (
+            "https://h/get?code=de&key=photos/2024/a-long-name-of-a-photo",
+            "https://h/get?code=de&key=photos/2024/a-long-name-of-a-photo",
+        ),
+        ("https://h/a.png?jwt=s3cret", "https://h/a.png"),
+        ("https://h/a.png?hdnts=exp=1~hmac=s3cret&v=2", "https://h/a.png?v=2"),
+        ("https://h/a.png?hdnea=exp=1~hmac=s3cret", "https://h/a.png"),
+        ("https://h/a.png?sas=s3cret", "https://h/a.png"),
+        ("https://h/a.png?credential=s3cret", "https://h/a.png"),
         ("file:///a/b@c:d?token=x.png", "file:///a/b@c:d?token=x.png"),
         ("/a/b:c@d.png", "/a/b:c@d.png"),
     ],

@@ -51,6 +51,10 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             if "token=s3cret" not in self.path:
                 return self.send_error(403)
             self.path = f"/{rest}"
+        elif part == "shut" and rest.startswith("sub"):
+            return self.send_error(403)
+        elif part == "shut":
+            self.path = f"/{rest}"
         elif part == "flaky" and self.server.asked[self.path] <= 2:
             return self.send_error(503)
         elif part == "flaky":
@@ -169,6 +173,16 @@ def test_credentials_open_images_and_stay_out_of_uris_and_errors(web, tmp_path, 
         list_pool(f"http://user:wrong-s3cret@{web.host}/locked/", ANY).__next__()
     assert "s3cret" not in str(caught.value)
     assert "may not be read" in str(caught.value)
+
+
+def test_a_folder_that_the_server_refuses_is_named_without_the_password(web, caplog):
+    pool = f"http://bob:s3cret@{web.host}/shut/"
+    with caplog.at_level(logging.DEBUG, "engine"):
+        assert len(list(list_pool(pool, ANY))) == 2
+    assert f"Cannot look into {web.url}/shut/sub/" in caplog.text
+    with pytest.raises(ConfigError, match=f"may not be read .first: {web.url}/shut/sub/") as nothing:
+        list(list_pool(pool, PoolSettings(include=("*.gif",))))
+    assert "s3cret" not in caplog.text + str(nothing.value)
 
 
 def test_http_errors_are_told_apart(web):

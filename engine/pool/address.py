@@ -20,12 +20,21 @@ _USERINFO_IN_TEXT = re.compile(r"([a-z][a-z0-9+.-]*://)[^/?#\s'\"]*@", re.IGNORE
 _SECRET_NAME = (
     r"x-amz-[\w-]+|x-goog-[\w-]+|x-oss-[\w-]+|awsaccesskeyid|googleaccessid|ossaccesskeyid|signature|sig"
     r"|[\w-]*token|[\w-]*secret|password|passwd|pwd|api[_-]?key|access[_-]?key|auth|authorization"
+    r"|jwt|sas|credentials?|hdnts|hdnea|hdntl"
+)
+_VALUE_END = r"(?![^&;\s'\"])"
+# Google's and Azure's API keys come under names that as often are the address (?key=a.png): there the value
+# decides. Long, of capitals, small letters and digits, without dot and slash: no file name, no content hash.
+_SECRET_BY_VALUE = (
+    r"(?:key|code)=(?-i:(?=[\w~%+=-]*[a-z])(?=[\w~%+=-]*[A-Z])(?=[\w~%+=-]*[0-9]))[\w~%+=-]{20,}" + _VALUE_END
 )
 # These mean nothing without a signature beside them (CloudFront, Azure, Google); alone they may be the address.
 _COMPANION_NAME = r"expires|policy|key-pair-id|se|sp|sv|sr|st|spr|sip|ss|srt|skoid|sktid|skt|ske|sks|skv"
-_SECRET = re.compile(rf"(?:{_SECRET_NAME})=", re.IGNORECASE)
-_SECRET_OR_COMPANION = re.compile(rf"(?:{_SECRET_NAME}|{_COMPANION_NAME})=", re.IGNORECASE)
-_SECRET_IN_TEXT = re.compile(rf"([?&;](?:{_SECRET_NAME})=)[^&;\s'\"]+", re.IGNORECASE)
+_SECRET = re.compile(rf"(?:{_SECRET_NAME})=|{_SECRET_BY_VALUE}", re.IGNORECASE)
+_SECRET_OR_COMPANION = re.compile(rf"(?:{_SECRET_NAME}|{_COMPANION_NAME})=|{_SECRET_BY_VALUE}", re.IGNORECASE)
+_SECRET_IN_TEXT = re.compile(
+    rf"([?&;](?:(?:{_SECRET_NAME})=|(?={_SECRET_BY_VALUE})\w+=))[^&;\s'\"]+", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -71,9 +80,13 @@ def parse_address(url: str) -> Address:
     """Take a storage URL apart; a plain path is local and becomes absolute.
 
     Raises:
-        ConfigError: unknown protocol, an archive URL that names no archive, a cache in front, or
-            credentials in the URL of a storage that does not read them from there.
+        ConfigError: an empty address, an unknown protocol, an archive URL that names no archive, a
+            cache in front, or credentials in the URL of a storage that does not read them from there.
     """
+    if not url.strip():
+        raise ConfigError(
+            "The address is empty. Name a folder, or any fsspec URL such as s3://bucket/photos."
+        )
     head, chained, rest = url.partition("::")
     protocol = split_protocol(head)[0] or (head if chained and head in available_protocols() else "file")
     if protocol in _LOCAL:

@@ -100,8 +100,11 @@ def _read_list(
                 continue
             uri = without_credentials(line)
             if "://" not in line:
+                bare = line.partition("?")[0].rpartition("@")[
+                    2
+                ]  # without a scheme, nothing tells credentials from the rest
                 raise ConfigError(
-                    f"Line {number} of the list {shown} is no URL: {uri[:200]!r}. "
+                    f"Line {number} of the list {shown} is no URL: {bare[:200]!r}. "
                     "Write one whole URL a line (https://…, s3://…, file:///…)."
                 )
             parse_address(line)  # an unknown storage is a mistake in the list, not a broken image

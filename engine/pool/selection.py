@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 from fsspec.utils import glob_translate
 
-from engine.pool.address import printable
 from schemas.errors import ConfigError
 from schemas.settings import PoolSettings
 
@@ -29,6 +28,7 @@ class Selection:
 
     Attributes:
         named: the user named every file one by one, so hidden files and unknown types are taken too.
+        unreadable_folders: that may not be read, as they can be shown.
     """
 
     settings: PoolSettings
@@ -81,7 +81,7 @@ class Selection:
         if self.hidden:
             seen += f", {self.hidden} hidden"
         if self.unreadable_folders:
-            first = printable(self.unreadable_folders[0])
+            first = self.unreadable_folders[0]
             seen += f", {len(self.unreadable_folders)} folders that may not be read (first: {first})"
         hint = ""
         archive = next((e for e in self.left if e in _ARCHIVE_NAMES), None)

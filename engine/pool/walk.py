@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from fsspec import AbstractFileSystem
 from fsspec.archive import AbstractArchiveFileSystem
 
-from engine.pool.address import Address, last_name, printable
+from engine.pool.address import Address, last_name, printable, without_credentials
 from engine.pool.selection import Selection
 from engine.pool.storage import describe_error, judge_error
 
@@ -187,8 +187,9 @@ def _list_folder(filesystem: AbstractFileSystem, folder: str) -> list[dict[str, 
 def _pass_over(folder: str, error: Exception, selection: Selection, *, local: bool) -> None:
     if judge_error(error, local=local) == "missing":
         return  # deleted since its parent was read
-    selection.unreadable_folders.append(folder)
-    _log.warning("Cannot look into %s, going on without it: %s", printable(folder), describe_error(error))
+    shown = printable(without_credentials(folder))
+    selection.unreadable_folders.append(shown)
+    _log.warning("Cannot look into %s, going on without it: %s", shown, describe_error(error))
 
 
 def _found(info: dict[str, Any]) -> Found:
