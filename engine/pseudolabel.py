@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -16,7 +16,7 @@ from engine.generate.generator import generate_masks
 from engine.generate.records import ImageMasks, mask_table
 from engine.models.segmenter import Segmenter
 from engine.pool import Outcome, prefetch
-from engine.store import DoneIndex, Store
+from engine.store import DoneIndex, LostMasksError, Store
 from schemas.errors import ConfigError, ImageError, TransientError
 from schemas.records import PoolImage, PoolItem
 from schemas.settings import GenerateSettings, PoolSettings
@@ -39,18 +39,28 @@ class ShardReport:
     seconds: float = 0.0
 
 
+class _Place(NamedTuple):
+    """How many masks a content has, and the attempt they lie in: None for the shard in the making."""
+
+    n_masks: int
+    attempt: str | None
+
+
 @dataclass
 class _Shard:
-    """A shard in the making. `known` holds, for each content, its number of masks and where they lie."""
+    """A shard in the making. `known` says, for each content, where its masks lie."""
 
     image_rows: list[dict[str, Any]] = field(default_factory=list)
     masks: list[pa.Table] = field(default_factory=list)
-    known: dict[str, dict[str, Any]] = field(default_factory=dict)
+    known: dict[str, _Place] = field(default_factory=dict)
     report: ShardReport = field(default_factory=ShardReport)
 
 
 class Pseudolabeller:
     """One model with its settings, writing to one store: label shards with it one after another.
+
+    It remembers the contents it has masked, about 250 bytes each, so that a copy in a later shard is not
+    masked again.
 
     Args:
         segmenter: the model.
@@ -75,6 +85,8 @@ class Pseudolabeller:
         self._pool = pool
         self._batch_size = batch_size
         self._done: DoneIndex | None = None
+        # What is newer than `_done`: contents committed since, and None for those whose masks are gone.
+        self._since: dict[str, _Place | None] = {}
 
     def find_done(self, *, retry_errors: bool = False) -> DoneIndex:
         """What the store holds of this model and these settings.
@@ -85,6 +97,7 @@ class Pseudolabeller:
         self._done = self._store.find_done(
             self._segmenter.model_id, self._generate.canonical(), retry_errors=retry_errors
         )
+        self._since.clear()
         return self._done
 
     def record_model(self) -> None:
@@ -118,6 +131,13 @@ class Pseudolabeller:
             TransientError: the pool or the store failed in passing; nothing was committed.
             ConfigError: the device has too little memory, or the store cannot be written.
         """
+        while True:
+            try:
+                return self._label_shard(items, on_image, give_up)
+            except LostMasksError as error:  # of copies, since they were looked up: mask them here
+                self._since.update(dict.fromkeys(error.image_ids))
+
+    def _label_shard(self, items: Sequence[PoolItem], on_image: OnImage | None, give_up: bool) -> ShardReport:
         began = time.monotonic()
         shard = _Shard()
         try:
@@ -132,11 +152,14 @@ class Pseudolabeller:
                 )
             images = pa.Table.from_pylist(shard.image_rows, _IMAGE_ROWS)
             masks = {"masks": pa.concat_tables(shard.masks)} if shard.masks else {}
-            self._store.commit_shard(self._segmenter.model_id, images, masks)
+            attempt = self._store.commit_shard(self._segmenter.model_id, images, masks)
         except BaseException:
             if on_image:
                 on_image(-shard.report.images, -shard.report.masks, -shard.report.errors.total())
             raise
+        for image_id, place in shard.known.items():
+            if place.attempt is None:
+                self._since[image_id] = _Place(place.n_masks, attempt)
         report.seconds = time.monotonic() - began
         return report
 
@@ -145,12 +168,12 @@ class Pseudolabeller:
         read = [outcome for outcome in batch if isinstance(outcome, PoolImage)]
         failed = [outcome for outcome in batch if not isinstance(outcome, PoolImage)]
         fresh = {image.image_id: image for image in reversed(read) if image.image_id not in shard.known}
-        elsewhere = self._done.find_content(list(fresh)) if self._done else {}
+        elsewhere = self._find_committed(fresh)
         new = [image for image_id, image in fresh.items() if image_id not in elsewhere]
         made = self._make_masks(new)
         for image, masks in zip(new, made, strict=True):
             shard.masks.append(mask_table(masks, image.image_id, self._segmenter.model_id))
-            shard.known[image.image_id] = {"n_masks": len(masks), "attempt": None}
+            shard.known[image.image_id] = _Place(len(masks), None)
         shard.known.update(elsewhere)
         shard.image_rows += [self._image_row(image, shard.known[image.image_id]) for image in read]
         shard.image_rows += [self._error_row(item, error) for item, error in failed]
@@ -160,6 +183,15 @@ class Pseudolabeller:
         shard.report.reused += len(read) - len(new)
         shard.report.errors.update(error.kind for _, error in failed)
         return counts
+
+    def _find_committed(self, image_ids: Iterable[str]) -> dict[str, _Place]:
+        """Where the masks of contents lie that were committed before this run or by it."""
+        places = {image_id: self._since[image_id] for image_id in image_ids if image_id in self._since}
+        if self._done:
+            rest = [image_id for image_id in image_ids if image_id not in places]
+            for image_id, row in self._done.find_content(rest).items():
+                places[image_id] = _Place(row["n_masks"], row["attempt"])
+        return {image_id: place for image_id, place in places.items() if place is not None}
 
     def _make_masks(self, images: list[PoolImage]) -> list[ImageMasks]:
         import torch
@@ -176,7 +208,7 @@ class Pseudolabeller:
                 "a smaller model, or --device cpu."
             ) from error
 
-    def _image_row(self, image: PoolImage, known: dict[str, Any]) -> dict[str, Any]:
+    def _image_row(self, image: PoolImage, known: _Place) -> dict[str, Any]:
         height, width = image.pixels.shape[:2]
         return {
             **self._item_row(image.item),
@@ -185,8 +217,8 @@ class Pseudolabeller:
             "width": width,
             "height": height,
             "mode": image.mode,
-            "n_masks": known["n_masks"],
-            "attempt": known["attempt"],
+            "n_masks": known.n_masks,
+            "attempt": known.attempt,
         }
 
     def _error_row(self, item: PoolItem, error: ImageError) -> dict[str, Any]:

@@ -4,6 +4,15 @@ from .done import DoneIndex
 from .export import export_coco
 from .query import FORMATS, write_result
 from .snapshot import DamagedStoreError, Snapshot
-from .store import Store
+from .store import LostMasksError, Store
 
-__all__ = ["FORMATS", "DamagedStoreError", "DoneIndex", "Snapshot", "Store", "export_coco", "write_result"]
+__all__ = [
+    "FORMATS",
+    "DamagedStoreError",
+    "DoneIndex",
+    "LostMasksError",
+    "Snapshot",
+    "Store",
+    "export_coco",
+    "write_result",
+]

@@ -29,13 +29,13 @@ class DoneIndex:
                 params=[model, settings],
             ).to_arrow_table()
         )
-        # Where another run's masks are seen for the same content, these rows do not say which settings made them.
+        # Of several rows for one content only the latest says which settings made the masks that are seen.
         self._contents = _Hashed(
             snapshot.con.sql(
                 f"""SELECT {_hash_columns("i.image_id")}, width, height, mode, i.n_masks, i.attempt FROM images i
                 LEFT JOIN internal.winners w ON w.image_key = md5_number(i.model || chr(0) || i.image_id)
                 WHERE i.model = ? AND settings = ? AND error_kind IS NULL AND i.image_id IS NOT NULL
-                AND (w.attempt IS NULL OR w.attempt = i.attempt)""",
+                AND (w.attempt IS NULL OR (w.attempt = i.attempt AND w.committed_at = i.committed_at))""",
                 params=[model, settings],
             ).to_arrow_table()
         )

@@ -7,7 +7,7 @@ make, go to the later attempt: tied rows say the same.
 What comes out, as tables in schema `internal` of a DuckDB connection:
     parts(part, url, model, attempt, n_rows, n_wasted)   n_wasted: rows that a rewrite would mend
     dead(url, row)                           images rows that newer ones took the place of
-    winners(image_key, attempt, n_masks)     for images with several live rows: what the latest says
+    winners(image_key, attempt, n_masks, committed_at)  for images with several live rows: what the latest says
     attempts(model, attempt, n_masks, seen)  whose files are read, and how (see `hidden` and `stray`)
     hidden(model, attempt, image_id)         masks in files of 'partly' seen attempts that are not seen
     stray(model, attempt, image_id)          all that is seen in files whose own images part is gone
@@ -59,12 +59,12 @@ _STATEMENTS = (
     "CREATE VIEW internal.live AS SELECT * FROM internal.named ANTI JOIN internal.dead_rows USING (part, row) WHERE image_key IS NOT NULL",
     """CREATE TABLE internal.winners AS
     WITH twice AS (SELECT image_key FROM internal.live GROUP BY image_key HAVING count(*) > 1)
-    SELECT part, row, model, image_key, attempt, n_masks FROM internal.live SEMI JOIN twice USING (image_key)
+    SELECT part, row, model, image_key, attempt, n_masks, committed_at FROM internal.live SEMI JOIN twice USING (image_key)
     QUALIFY row_number() OVER (PARTITION BY image_key {latest}) = 1""",
     # One row an image whose masks are seen.
     """CREATE VIEW internal.seen AS
     SELECT part, row, model, image_key, attempt, n_masks FROM internal.live ANTI JOIN internal.winners USING (image_key)
-    UNION ALL FROM internal.winners""",
+    UNION ALL SELECT * EXCLUDE (committed_at) FROM internal.winners""",
     """CREATE TABLE internal.stray_rows AS
     SELECT part, row, model, attempt FROM internal.seen ANTI JOIN internal.files USING (model, attempt)""",
     # Own images of an attempt of which no live row says any more that they are seen there.

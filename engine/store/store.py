@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import pyarrow as pa
 
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, GapmapError
 from schemas.tables import TABLES
 
 from .commit import commit_attempt, commit_model
@@ -24,6 +24,20 @@ if TYPE_CHECKING:
 
 _TRIES = 4
 T = TypeVar("T")
+
+
+class LostMasksError(GapmapError):
+    """Rows name masks that are gone, or that masks of other settings took the place of. Label those images anew.
+
+    Attributes:
+        image_ids: the contents concerned.
+    """
+
+    def __init__(self, image_ids: list[str]) -> None:
+        super().__init__(
+            f"Rows name an attempt whose masks are no longer there (first image_id {image_ids[0]}): label these images anew."
+        )
+        self.image_ids = image_ids
 
 
 class Store:
@@ -70,7 +84,7 @@ class Store:
             tables: rows of the other tables of a shard by name, such as `masks`; `model` and `attempt` are set here.
 
         Committing the same images again replaces what is seen of them. Raises ValueError for rows that do
-        not fit the schemas or each other.
+        not fit the schemas or each other, LostMasksError for masks of an older attempt that are gone.
         """
         attempt = new_attempt()
         if "attempt" in images.schema.names and images["attempt"].null_count < len(images):
@@ -166,29 +180,32 @@ class Store:
     def _follow_moved(self, model: str, images: pa.Table) -> pa.Table:
         """Let rows that name an older attempt name the one that holds its masks now.
 
-        A compaction may have moved them since. While an attempt's own part is in effect its masks cannot
-        be swept before the grace time has passed, so the commit that follows is safe.
+        A compaction may have moved them since; the masks of other settings may have been seen in their
+        stead by then. While an attempt's own part is in effect its masks cannot be swept before the
+        grace time has passed, so the commit that follows is safe.
         """
         effective, _, _ = list_parts(self.files)
         there = {part.attempt for part in effective if part.model == model}
-        named = images["attempt"].to_pylist()
-        moved = {row for row, attempt in enumerate(named) if attempt is not None and attempt not in there}
+        rows = images.select(["image_id", "attempt", "n_masks", "settings"]).to_pylist()
+        moved = [row for row in rows if row["attempt"] is not None and row["attempt"] not in there]
         if not moved:
             return images
-        image_ids = images["image_id"].to_pylist()
-        with self.open_snapshot() as snapshot:
-            found = snapshot.con.sql(
-                """SELECT image_id, arg_max(coalesce(w.attempt, i.attempt), committed_at) FROM images i
+        wanted = sorted({row["image_id"] for row in moved})
+        found = self.read(
+            lambda snapshot: snapshot.con.execute(
+                """SELECT image_id, coalesce(w.attempt, i.attempt), coalesce(w.n_masks, i.n_masks), settings FROM images i
                 LEFT JOIN internal.winners w ON w.image_key = md5_number(i.model || chr(0) || image_id)
-                WHERE i.model = ? AND list_contains(?, image_id) GROUP BY image_id""",
-                params=[model, sorted({image_ids[row] for row in moved})],
+                WHERE i.model = ? AND list_contains(?, image_id)
+                QUALIFY row_number() OVER (PARTITION BY image_id ORDER BY i.committed_at DESC, i.attempt DESC) = 1""",
+                [model, wanted],
             ).fetchall()
-        now = dict(found)
-        named = [now.get(image_ids[row]) if row in moved else attempt for row, attempt in enumerate(named)]
-        lost = [image_ids[row] for row in moved if named[row] is None]
+        )
+        now = {(image_id, *made): attempt for image_id, attempt, *made in found}
+        for row in moved:
+            row["attempt"] = now.get((row["image_id"], row["n_masks"], row["settings"]))
+        lost = sorted({row["image_id"] for row in moved if row["attempt"] is None})
         if lost:
-            raise ConfigError(
-                f"Rows name an attempt whose masks are no longer there (first image_id {lost[0]}): label these images anew."
-            )
+            raise LostMasksError(lost)
         index = images.schema.get_field_index("attempt")
-        return images.set_column(index, "attempt", pa.array(named, pa.string()))
+        named = pa.array([row["attempt"] for row in rows], pa.string())
+        return images.set_column(index, "attempt", named)
