@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from flows.cli import quiet_prefect
+from flows.own_prefect import quiet_prefect, tether_server
 
 FOLDER = Path("gapmap-demo")
 # Photographs and micrographs that come with scikit-image and scikit-learn.
@@ -37,6 +37,7 @@ def make_sample_pool(folder: Path) -> Path:
 
 def main() -> None:
     quiet_prefect()
+    tether_server()
     from engine.store import Store
     from flows.console import LabelBar
     from tasks.progress import listening

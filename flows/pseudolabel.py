@@ -38,7 +38,7 @@ class RunSummary(BaseModel):
     shards: int = 0
 
 
-@flow(name="pseudolabel", flow_run_name="pseudolabel-{model}", persist_result=False)
+@flow(name="pseudolabel", persist_result=False)
 def pseudolabel(
     pool: Annotated[
         str,
@@ -73,10 +73,12 @@ def pseudolabel(
     """
     from engine.models.allocator import keep_freed_memory
     from engine.models.registry import load_segmenter
-    from engine.pool import list_pool
+    from engine.pool import list_pool, refuse_credentials
     from engine.pseudolabel import Pseudolabeller
     from engine.store import Store
 
+    for what, address in (("pool", pool), ("store", store), ("model", model)):
+        refuse_credentials(address, what)
     keep_freed_memory()
     log = get_run_logger()
     files = files or PoolSettings()

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
+import psutil
 import pyarrow as pa
 import pyarrow.compute
 import pytest
 
 from engine.store import Store
+from schemas.errors import ConfigError
 
+T = TypeVar("T")
 ROOT = Path(__file__).parents[1]
 FEW_POINTS = ["--points-per-side", "3", "--pred-iou-thresh", "0", "--stability-score-thresh", "0"]
 
@@ -20,6 +27,89 @@ FEW_POINTS = ["--points-per-side", "3", "--pred-iou-thresh", "0", "--stability-s
 def gapmap(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "flows.cli", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+
+
+WITH_CREDENTIALS = [
+    ("pool", "https://bob:s3cret@host/photos/"),
+    ("store", "s3://key:s3cret@bucket/masks"),
+    ("model", "https://host/vit.pth?X-Amz-Signature=s3cret"),
+]
+
+
+@pytest.mark.parametrize(("what", "address"), WITH_CREDENTIALS)
+def test_an_address_with_credentials_is_refused_before_prefect_hears_of_it(
+    tmp_path: Path, what: str, address: str
+) -> None:
+    given = {"pool": str(tmp_path), "store": str(tmp_path / "store"), "model": "sam-nano"} | {what: address}
+    nobody = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api", "PREFECT_LOGGING_LEVEL": "DEBUG"}
+    result = gapmap(nobody, "label", given["pool"], "--store", given["store"], "--model", given["model"])
+    assert result.returncode == 1
+    assert re.search(f"The {what} .* carries credentials.* environment", result.stderr)
+    assert "s3cret" not in result.stderr + result.stdout
+
+
+@pytest.mark.parametrize(("what", "address"), WITH_CREDENTIALS)
+def test_a_deployment_refuses_addresses_with_credentials(what: str, address: str) -> None:
+    from flows.pseudolabel import pseudolabel
+
+    given = {"pool": "photos", "store": "masks", "model": "sam-nano"} | {what: address}
+    with pytest.raises(ConfigError, match=f"The {what} .* carries credentials") as caught:
+        pseudolabel.fn(**given)
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("option", ["--shard-size", "--batch-size", "--limit"])
+def test_a_number_below_one_is_refused_with_its_option(small_pool: Path, tmp_path: Path, option: str) -> None:
+    result = gapmap(
+        dict(os.environ), "label", str(small_pool), "--store", str(tmp_path / "store"), option, "0"
+    )
+    assert result.returncode == 2
+    assert f"Invalid value for '{option}'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_prefect_server_that_does_not_answer_is_said_in_one_line(small_pool: Path, tmp_path: Path) -> None:
+    nobody = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    result = gapmap(nobody, "label", str(small_pool), "--store", str(tmp_path / "store"))
+    assert result.returncode == 1
+    assert "gapmap: Prefect cannot run this:" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after_s", [0.0, 8.0])
+def test_kill_leaves_no_server_behind(small_pool: Path, tmp_path: Path, after_s: float) -> None:
+    """Killed while the temporary server starts, and later."""
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    environment |= {"PREFECT_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    command = [
+        sys.executable,
+        "-m",
+        "flows.cli",
+        "label",
+        str(small_pool),
+        "--store",
+        str(tmp_path / "store"),
+    ]
+    killed = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+    servers = wait_for(lambda: [p for p in psutil.Process(killed.pid).children() if "uvicorn" in p.cmdline()])
+    time.sleep(after_s)
+    assert killed.poll() is None
+    killed.kill()
+    killed.wait()
+    try:
+        assert wait_for(lambda: not any(server.is_running() for server in servers))
+    finally:
+        for server in servers:
+            if server.is_running():
+                server.kill()
+
+
+def wait_for(found: Callable[[], T], seconds: float = 60) -> T:
+    deadline = time.monotonic() + seconds
+    while not (result := found()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return result
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
+import fsspec
 import pytest
 from moto.server import ThreadedMotoServer
 from PIL import Image
@@ -173,6 +174,13 @@ def test_credentials_open_images_and_stay_out_of_uris_and_errors(web, tmp_path, 
         list_pool(f"http://user:wrong-s3cret@{web.host}/locked/", ANY).__next__()
     assert "s3cret" not in str(caught.value)
     assert "may not be read" in str(caught.value)
+
+
+def test_credentials_from_the_configuration_of_fsspec(web, monkeypatch):
+    header = "Basic " + base64.b64encode(b"user:s3cret").decode()
+    monkeypatch.setitem(fsspec.config.conf, "http", {"client_kwargs": {"headers": {"Authorization": header}}})
+    (image,) = prefetch(list_pool(f"{web.url}/locked/b.png", ANY), ANY)
+    assert image.pixels[0, 0, 0] == 0
 
 
 def test_a_folder_that_the_server_refuses_is_named_without_the_password(web, caplog):

@@ -138,6 +138,21 @@ def without_credentials(url: str) -> str:
     return "::".join(_clean_part(part) for part in url.split("::"))
 
 
+def refuse_credentials(url: str, what: str) -> None:
+    """Say where credentials belong, if this address of a `what` (a pool, a store …) carries some.
+
+    Raises:
+        ConfigError: it does. The message is free of them.
+    """
+    clean = without_credentials(url)
+    if clean != url:
+        raise ConfigError(
+            f"The {what} {clean} carries credentials, and Prefect keeps addresses in its database and logs. "
+            "Give them in the environment or in fsspec's configuration (docs/pool.md shows how); "
+            "signed URLs of images belong in a list."
+        )
+
+
 def redact(text: str) -> str:
     """Free text (an exception's message) with the credentials in its URLs blotted out."""
     return _SECRET_IN_TEXT.sub(r"\1***", _USERINFO_IN_TEXT.sub(r"\1", text))

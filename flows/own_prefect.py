@@ -1,0 +1,56 @@
+"""Prefect for a command that runs a flow in its own process: quiet, and leaving nothing behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import Any
+
+
+def quiet_prefect() -> None:
+    """Settings for a flow in process, where the user has not chosen others: no chatter, no telemetry."""
+    for name, value in {
+        "PREFECT_LOGGING_LEVEL": "CRITICAL",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # a busy machine takes longer than the usual 20
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def tether_server() -> None:
+    """Let the temporary server that Prefect starts where none is set end with this process, however that ends.
+
+    Prefect itself ends it at a regular exit only; after kill -9 it would run for ever.
+    """
+    from prefect.settings import PREFECT_API_URL
+
+    if PREFECT_API_URL.value():
+        return
+    from prefect.server.api.server import SubprocessASGIServer
+
+    class TetheredServer(SubprocessASGIServer):
+        _watch: subprocess.Popen[bytes] | None = None
+
+        def _run_uvicorn_command(self) -> subprocess.Popen[Any]:
+            self._dismiss()
+            server = super()._run_uvicorn_command()
+            # The pipe closes with this process, and nobody else can have the server's number before that:
+            # the server stays this process's child, and at a regular end the watch is dismissed first.
+            self._watch = subprocess.Popen(
+                ["/bin/sh", "-c", 'read -r dismissed || kill "$1"', "watch", str(server.pid)],
+                stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
+            return server
+
+        def stop(self) -> None:
+            self._dismiss()
+            super().stop()
+
+        def _dismiss(self) -> None:
+            if self._watch:
+                self._watch.communicate(b"dismissed\n")
+                self._watch = None
+
+    TetheredServer()  # the one instance there is, also for Prefect

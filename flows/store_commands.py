@@ -1,0 +1,113 @@
+"""The commands about a store that is there: ask, export, merge, draw."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+StoreOption = Annotated[
+    str,
+    typer.Option(
+        "--store",
+        envvar="GAPMAP_STORE",
+        help="Where the tables are: a folder, s3://bucket/prefix, any fsspec URL.",
+    ),
+]
+
+
+class Format(StrEnum):
+    """How a query's result is written."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+    parquet = "parquet"
+
+
+def query(
+    sql: Annotated[
+        str,
+        typer.Argument(
+            help="One SELECT over the views images, masks, models. Use - to read it from standard input."
+        ),
+    ],
+    store: StoreOption,
+    format: Annotated[Format, typer.Option("--format", help="How to write the result.")] = Format.table,
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", help="File or URL to write to. Default: standard output.")
+    ] = None,
+) -> None:
+    """Ask the store in SQL (DuckDB), read-only and fenced off from other files.
+
+    Example: gapmap query "SELECT mask_id, uncertainty FROM masks ORDER BY uncertainty DESC LIMIT 10" --store masks/
+    """
+    from engine.store import Store
+    from flows.console import query_progress
+
+    text = sys.stdin.read() if sql == "-" else sql
+    opened = Store(store)
+    opened.check_exists()
+    with query_progress() as progress:
+        opened.write_query(text, format.value, out or sys.stdout, progress)
+
+
+def export(
+    out: Annotated[str, typer.Argument(help="File or URL to write.")],
+    store: StoreOption,
+    format: Annotated[str, typer.Option("--format", help="coco: one JSON that pycocotools loads.")] = "coco",
+    where: Annotated[
+        str | None, typer.Option(help="SQL condition on masks, such as 'sam_score > 0.8'.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="name@version, where the store holds several models.")
+    ] = None,
+) -> None:
+    """Write masks as a COCO file.
+
+    Example: gapmap export masks.json --store masks/ --where "uncertainty < 0.2"
+    """
+    from engine.store import Store, export_coco
+    from flows.console import steps_progress
+
+    if format != "coco":
+        raise typer.BadParameter(f"{format!r} is not a format. Known: coco.", param_hint="--format")
+    opened = Store(store)
+    opened.check_exists()
+    with steps_progress("writing") as progress:
+        images, masks = export_coco(opened, out, where=where, model=model, progress=progress)
+    typer.echo(f"{masks} masks of {images} images written to {out}")
+
+
+def compact(store: StoreOption) -> None:
+    """Merge the store's small files, and sweep what killed runs left behind. Safe while others read and write."""
+    from engine.store import Store
+    from flows.console import steps_progress
+
+    opened = Store(store)
+    opened.check_exists()
+    with steps_progress("merging") as progress:
+        merged = opened.compact(progress=progress)
+    typer.echo(f"{merged} shards merged, {opened.sweep()} files of killed or replaced shards swept")
+
+
+def sheet(
+    out: Annotated[Path, typer.Argument(help="PNG to write.")],
+    store: StoreOption,
+    images: Annotated[
+        int, typer.Option(min=1, max=200, help="How many images, those with the most uncertain masks first.")
+    ] = 12,
+    model: Annotated[str | None, typer.Option(help="name@version; default: the newest in the store.")] = None,
+) -> None:
+    """Draw a contact sheet: images with their masks, coloured by uncertainty.
+
+    Example: gapmap sheet sheet.png --store masks/
+    """
+    from engine.store import Store
+    from tasks.sheet import draw_sheet
+
+    draw_sheet(Store(store), out, images=images, model=model)
+    typer.echo(f"contact sheet: {out}")
