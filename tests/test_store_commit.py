@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -308,6 +309,44 @@ def test_secrets_never_reach_error_texts() -> None:
     )
     assert isinstance(error, GapmapError)
     assert not any(secret in str(error) for secret in ("very-secret-token", "hunter2hunter2", "me:pass"))
+
+
+@pytest.mark.parametrize("use", [Store.check_exists, lambda store: store.query("SELECT 1")])
+def test_a_password_in_the_stores_address_is_refused_unread(use: Callable[[Store], object]) -> None:
+    with pytest.raises(ConfigError, match="takes no user and password") as caught:
+        use(Store("s3://AKIAKEY:topsecret@bucket/x"))
+    assert "topsecret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize("root", ["", " "])
+def test_an_empty_address_is_told(root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="needs an address"):
+        commit(Store(root), ["a"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_secrets_inside_addresses_and_options_never_reach_error_texts() -> None:
+    options = {
+        "connection_string": "BlobEndpoint=https://account.example;SharedAccessSignature=sv=2024&sig=TOPSECRET1234567",
+        "auth": ("me", "TOPSECRET-of-mine"),
+        "client_kwargs": {"endpoint_url": "https://minio.example:9000"},
+    }
+    store = Store("memory://x", options)
+    for text in (
+        f"cannot parse {options['connection_string']}",
+        "denied for sv=2024&sig=TOPSECRET1234567",
+        "denied for TOPSECRET-of-mine",
+        "GET https://account.example/x?sig=TOPSECRET&se=1 failed",
+        "GET ftp://me:TOPSECRET@host/x failed",
+    ):
+        error = store.files.explain(OSError(5, text))
+        assert "TOPSECRET" not in str(error), text
+    assert "https://minio.example:9000" in store.files.redact("no answer from https://minio.example:9000/x")
+    with pytest.raises(ConfigError, match="cannot contain") as caught:
+        Store("memory://x?sig=TOPSECRET")
+    assert "TOPSECRET" not in str(caught.value)
 
 
 def test_importing_the_store_stays_light() -> None:

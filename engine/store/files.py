@@ -33,6 +33,7 @@ _PASSING = {
     "EIO",
     "ESTALE",
 }
+_CONNECTION_PART = re.compile(r"(?:key|signature|password)=([^;]+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,20 @@ class StoreFiles:
         import fsspec
         from fsspec.implementations.local import LocalFileSystem
 
+        from engine.pool.address import parse_address  # the base is imported without numpy
+
         self._options = dict(storage_options or {})
         self.label = self.redact(str(root))
+        if not str(root).strip():
+            raise ConfigError(
+                "A store needs an address: a folder, or an fsspec URL such as s3://bucket/masks."
+            )
         with self.translated():
             try:
+                parse_address(str(root))
                 # Listings that are kept would hide what other writers have committed since.
                 fs, path = fsspec.core.url_to_fs(str(root), **{"use_listings_cache": False, **self._options})
-            except (ImportError, ValueError, TypeError) as error:
+            except (ConfigError, ImportError, ValueError, TypeError) as error:
                 raise ConfigError(f"Cannot open the store {self.label}: {self.redact(str(error))}") from None
         self.fs = fs
         self.root = path.rstrip("/")
@@ -194,18 +202,22 @@ class StoreFiles:
 
     def redact(self, text: str) -> str:
         """Text without the storage options' secrets and without credentials in URLs."""
-        text = re.sub(r"//[^/@\s]+@", "//***@", text)
-        for secret in _secrets(self._options):
+        from engine.pool.address import redact
+
+        for secret in sorted(_secrets(self._options), key=len, reverse=True):
             text = text.replace(secret, "***")
-        return text
+        return redact(text)
 
 
-def _secrets(options: Mapping[str, Any]) -> Iterator[str]:
-    for value in options.values():
+def _secrets(options: Mapping[Any, Any]) -> Iterator[str]:
+    """Every text in the options but addresses; of a connection string its parts, too."""
+    for name, value in options.items():
         if isinstance(value, Mapping):
             yield from _secrets(value)
-        elif isinstance(value, str) and len(value) >= 4 and "://" not in value:
-            yield value
+        elif isinstance(value, list | tuple):
+            yield from _secrets(dict(enumerate(value)))
+        elif isinstance(value, str) and not str(name).lower().endswith(("url", "endpoint", "host")):
+            yield from (part for part in (value, *_CONNECTION_PART.findall(value)) if len(part) >= 4)
 
 
 def _changed(info: Mapping[str, Any]) -> datetime | None:
