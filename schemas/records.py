@@ -61,7 +61,9 @@ class Embedding:
 
 @dataclass(frozen=True)
 class Prompts:
-    """N prompts for the images of one embedding; coordinates in image pixels.
+    """N prompts for the images of one embedding; coordinates in image pixels, as the packages take them.
+
+    That is, 0 is the centre of the first pixel: both packages add half a pixel of the model's input.
 
     Attributes:
         image_index_N: which image of the embedding each prompt is for, int64.

@@ -19,9 +19,11 @@ class GenerateSettings(_Settings):
     """
 
     points_per_side: int = Field(32, ge=1, le=256, description="grid of point prompts, per side")
-    pred_iou_thresh: float = Field(0.88, ge=0, le=1, description="drop masks the model itself scores lower")
-    stability_score_thresh: float = Field(
-        0.95, ge=0, le=1, description="drop masks that change when the cut moves"
+    pred_iou_thresh: float | None = Field(
+        None, ge=0, le=1, description="drop masks the model itself scores lower; null = what suits the model"
+    )
+    stability_score_thresh: float | None = Field(
+        None, ge=0, le=1, description="drop masks that change when the cut moves; null = what suits the model"
     )
     stability_score_offset: float = Field(1.0, gt=0, description="how far the cut moves, logits")
     box_nms_thresh: float = Field(0.7, ge=0, le=1, description="box IoU above which the lower score goes")

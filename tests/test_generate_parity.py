@@ -13,18 +13,19 @@ import torch
 from PIL import Image
 from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
 from segment_anything import SamAutomaticMaskGenerator
+from segment_anything.utils.amg import calculate_stability_score
 
 from engine.generate.enlarge import Enlargement
 from engine.generate.generator import generate_masks
 from engine.generate.records import mask_id, mask_table
-from engine.masks.geometry import mask_boxes, stability_score
+from engine.masks.entropy import pixel_entropy
+from engine.masks.geometry import mask_boxes
 from engine.masks.rle import decode_rle, mask_iou
 from engine.models.nano import build_sam2_mini, build_sam_nano
 from engine.models.registry import MODELS, load_segmenter
 from engine.models.sam import SamSegmenter
 from engine.models.sam2 import Sam2Segmenter
 from engine.models.segmenter import Segmenter
-from engine.uncertainty.entropy import pixel_entropy
 from schemas.records import Prompts
 from schemas.settings import GenerateSettings
 from schemas.tables import MASKS
@@ -192,7 +193,7 @@ def test_enlarging_only_where_a_cut_runs_changes_nothing(segmenter: Segmenter, s
     full_NHW = segmenter.upscale(logits_Nhw, size)
     masks_NHW = (full_NHW > 0).numpy()
     torch.testing.assert_close(
-        measures.stability_N, stability_score(full_NHW, 0.0, 1.0), atol=1e-4, rtol=0, equal_nan=True
+        measures.stability_N, calculate_stability_score(full_NHW, 0.0, 1.0), atol=1e-4, rtol=0, equal_nan=True
     )
     assert np.abs(measures.area_N.numpy() - masks_NHW.sum((1, 2))).max() <= 1
     assert (measures.boxes_N4.numpy() == mask_boxes(masks_NHW)).mean() > 0.99

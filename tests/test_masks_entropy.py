@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from engine.uncertainty.entropy import mean_entropy, pixel_entropy
+from engine.masks.entropy import mean_entropy, pixel_entropy
 
 
 def plain_entropy(logits: np.ndarray) -> np.ndarray:

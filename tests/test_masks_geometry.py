@@ -12,7 +12,7 @@ from scipy import ndimage
 from segment_anything.utils import amg
 
 from engine.masks.boundary import boundary_iou, mask_boundary
-from engine.masks.geometry import mask_boxes, remove_small_regions, stability_score, touches_edge
+from engine.masks.geometry import mask_boxes, remove_small_regions, touches_edge
 from engine.masks.rle import decode_rle, mask_iou
 
 
@@ -31,14 +31,6 @@ def test_boxes_are_the_packages_with_exclusive_ends() -> None:
     theirs[[0, 1, 2, 4], 2:] += 1
     assert (ours == theirs).all()
     assert ours.dtype == np.int32
-
-
-def test_stability_is_the_packages() -> None:
-    logits_NHW = torch.randn(6, 30, 40, generator=torch.Generator().manual_seed(0)) * 3
-    logits_NHW[2] = -9.0
-    ours = stability_score(logits_NHW, 0.0, 1.0)
-    torch.testing.assert_close(ours, amg.calculate_stability_score(logits_NHW, 0.0, 1.0), equal_nan=True)
-    assert ours[2].isnan()
 
 
 def test_boxes_at_a_crops_edge_but_not_the_images() -> None:

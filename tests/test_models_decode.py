@@ -306,6 +306,7 @@ def test_a_model_is_named_by_its_weights(sam: Case) -> None:
         ({"points_NP2": None}, "come together"),
         ({"points_NP2": None, "labels_NP": None}, "needs points, a box or a mask"),
         ({"points_NP2": torch.zeros(2, 1, 2)}, "points_NP2"),
+        ({"labels_NP": torch.tensor([[1], [0], [2]])}, "labels_NP must be 1"),
         ({"boxes_N4": torch.zeros(3, 5)}, "boxes_N4"),
         ({"masks_N1hw": torch.zeros(3, 1, 8, 8)}, "masks_N1hw"),
         ({"image_index_N": torch.tensor([0, 1, 3])}, r"within 0\.\.2"),
@@ -316,6 +317,12 @@ def test_prompts_that_do_not_fit_are_refused(sam: Case, change: dict[str, Any], 
     embedding = sam.embed()
     with pytest.raises(ValueError, match=says):
         sam.segmenter.decode(embedding, Prompts(**{**vars(prompts), **change}))
+
+
+def test_a_single_mask_is_not_left_out_by_what_the_others_promise(sam2_mini: Case) -> None:
+    prompts = random_prompts("point", 2, sam2_mini.segmenter)
+    with pytest.raises(ValueError, match="min_iou goes with multimask"):
+        sam2_mini.segmenter.decode(sam2_mini.embed(), prompts, multimask=False, min_iou=0.5)
 
 
 @pytest.mark.parametrize("image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)])

@@ -19,6 +19,7 @@ from engine.learn.data import SCENE_EVALUATION_SEEDS, LabelledImage, read_coco, 
 from engine.models.allocator import keep_freed_memory
 from engine.models.registry import MODELS, load_segmenter
 from engine.models.segmenter import Segmenter
+from schemas.errors import ConfigError
 
 T = TypeVar("T")
 
@@ -33,9 +34,16 @@ def evaluation_sets(
     Args:
         images: at most so many images of a set, evenly spread.
         masks_per_image: at most so many masks of an image, evenly spread, so that a crowd does not outweigh the rest.
+
+    Raises:
+        ConfigError: what is given is no folder, or two have one name; a set is known by its folder's name.
     """
     sets: dict[str, list[LabelledImage]] = {}
     for folder in data:
+        if not folder.is_dir() or folder.name in sets:
+            raise ConfigError(
+                f"{folder} is no folder, or the second one of that name. Give COCO folders of different names."
+            )
         everything = read_coco(folder)
         kept_out = split_groups(everything)[1] if folder.name in _SEEN else everything
         if folder.name == "labelled":
@@ -52,19 +60,13 @@ def evaluation_sets(
 
 def measure(segmenter: Segmenter, sets: dict[str, list[LabelledImage]]) -> dict[str, dict[str, float]]:
     """One-click figures of each set: images, masks, mean IoU of the best of three and of the one the model picks."""
+    from rich.progress import track
+
     return {
-        name: _summary(images, evaluate_points(segmenter, images)) for name, images in sets.items() if images
+        name: _summary(images, evaluate_points(segmenter, track(images, name)))
+        for name, images in sets.items()
+        if images
     }
-
-
-def write_kept_out(data: Iterable[Path], path: Path) -> None:
-    """List the images that no shipped weights have learnt from, by folder."""
-    listing = {}
-    for folder in data:
-        if folder.name in _SEEN:
-            name = f"{folder.parent.name}/{folder.name}" if folder.name == "labelled" else folder.name
-            listing[name] = sorted(image.name for image in split_groups(read_coco(folder))[1])
-    path.write_text(json.dumps(listing, indent=1) + "\n")
 
 
 def _thin(image: LabelledImage, most: int) -> LabelledImage:
@@ -101,10 +103,14 @@ _CARD = """# {name}
 | licence | Apache-2.0 |
 
 ## What it learnt from
-Procedural scenes of this project (exact masks of whole things, their parts and the salient one), the fluorescence images of
-the 2018 Data Science Bowl nuclei (CC0), and 85 COCO images with instance masks (annotations CC BY 4.0).
-Of the nuclei and the COCO images the last fifth of the groups, listed in `kept-out.json`, was never shown; nor were the nuclei
-of purple tissue and bright field, nor any other set in the table. Recipe: `{recipe}`.
+Procedural scenes of this project (exact masks of whole things, their parts and the salient one) and {labelled_images} labelled images:
+fluorescence images of the 2018 Data Science Bowl nuclei (CC0) and COCO images with instance masks (annotations CC BY 4.0).
+Of both sets the last fifth of the groups, listed in `kept-out.json`, was never shown; nor were the nuclei
+of purple tissue and bright field, nor any other set in the table. Recipe:
+
+```json
+{recipe}
+```
 
 ## One click, three masks
 The click is the mask pixel farthest from the boundary; IoU at the image's full resolution, mean over masks (at most
@@ -140,7 +146,7 @@ def render_card(
 
     path = MODELS[segmenter.name].path
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
+        recipe = json.loads(file.metadata()["recipe"])
     rows = [
         f"| {name} | {_SEEN_SETS.get(name, 'no')} | {f['images']} | {f['masks']} | {f['best_of_three']:.3f} | {f['picked']:.3f} |"
         f" {f['score_error']:.3f} |"
@@ -156,7 +162,8 @@ def render_card(
         image_size=segmenter.image_size,
         grid=segmenter.grid_size,
         version=segmenter.version,
-        recipe=metadata["recipe"],
+        recipe=json.dumps(recipe, indent=1),
+        labelled_images=recipe["labelled_images"],
         most_images=images,
         masks_per_image=masks_per_image,
         rows="\n".join(rows),

@@ -6,7 +6,7 @@ protocol (Kirillov et al. 2023, section 7.1).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import cv2
@@ -24,32 +24,22 @@ _PROMPTS_AT_ONCE = 64
 class PointResult:
     """What one click gave: IoU of the best of three, of the output the model scores best, and that score."""
 
-    image: str
-    modality: str
-    task: str
-    area: int
     best_iou: float
     picked_iou: float
     picked_score: float
 
 
 def innermost_point(mask_HW: np.ndarray) -> tuple[float, float]:
-    """xy of the centre of the mask pixel farthest from the boundary; the image's edge counts as boundary."""
+    """xy (column and row) of the mask pixel farthest from the boundary; the image's edge counts as boundary."""
     depth = cv2.distanceTransform(np.pad(mask_HW.astype(np.uint8), 1), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[
         1:-1, 1:-1
     ]
     row, column = np.unravel_index(int(depth.argmax()), depth.shape)
-    return float(column) + 0.5, float(row) + 0.5
+    return float(column), float(row)
 
 
-def evaluate_points(
-    segmenter: Segmenter, images: Iterable[LabelledImage], on_image: Callable[[str], None] | None = None
-) -> list[PointResult]:
-    """One click for every mask of every image, decoded at full resolution.
-
-    Args:
-        on_image: told each image's name when it is done.
-    """
+def evaluate_points(segmenter: Segmenter, images: Iterable[LabelledImage]) -> list[PointResult]:
+    """One click for every mask of every image, decoded at full resolution."""
     results = []
     for image in images:
         pixels = image.load()
@@ -62,7 +52,7 @@ def evaluate_points(
             decoded = segmenter.decode(
                 embedding, Prompts(torch.zeros(len(chunk), dtype=torch.int64), points, labels)
             )
-            for index, (mask, truth) in enumerate(zip(chunk, truths, strict=True)):
+            for index, truth in enumerate(truths):
                 masks = (
                     segmenter.upscale(decoded.logits_NMhw[index], pixels.shape[:2]).cpu().numpy()
                     > segmenter.mask_threshold
@@ -71,15 +61,9 @@ def evaluate_points(
                 picked = int(decoded.iou_NM[index].argmax())
                 results.append(
                     PointResult(
-                        image.name,
-                        image.modality,
-                        mask.task,
-                        mask.area,
                         float(max(iou)),
                         float(iou[picked]),
                         float(decoded.iou_NM[index, picked]),
                     )
                 )
-        if on_image is not None:
-            on_image(image.name)
     return results

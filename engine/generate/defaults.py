@@ -1,23 +1,19 @@
-"""The thresholds each model's authors use, for settings the user did not choose."""
+"""Thresholds that suit a model, for settings in which the user chose none."""
 
 from __future__ import annotations
 
 from engine.models.segmenter import Segmenter
 from schemas.settings import GenerateSettings
 
-# Of the packages' own automatic mask generators.
-_OF_PACKAGE = {
-    "segment-anything": {"pred_iou_thresh": 0.88, "stability_score_thresh": 0.95},
-    "sam2": {"pred_iou_thresh": 0.8, "stability_score_thresh": 0.95},
-}
-# Small models score themselves lower; these were chosen on training images.
-_OF_MODEL = {
-    "sam-nano": {"pred_iou_thresh": 0.4, "stability_score_thresh": 0.5},
-    "sam2-mini": {"pred_iou_thresh": 0.4, "stability_score_thresh": 0.5},
-}
+# (pred_iou_thresh, stability_score_thresh) of the packages' own automatic mask generators.
+_OF_PACKAGE = {"segment-anything": (0.88, 0.95), "sam2": (0.8, 0.95)}
+# Small models score themselves lower; chosen on training images.
+_OF_MODEL = {"sam-nano": (0.4, 0.6), "sam2-mini": (0.4, 0.6)}
 
 
 def complete_settings(chosen: GenerateSettings, segmenter: Segmenter) -> GenerateSettings:
-    """The chosen settings; thresholds that were not set explicitly are the model's own."""
+    """The chosen settings; thresholds that are None become those that suit the model."""
     own = _OF_MODEL.get(segmenter.name, _OF_PACKAGE[segmenter.package])
-    return GenerateSettings(**{**own, **{name: getattr(chosen, name) for name in chosen.model_fields_set}})
+    names = ("pred_iou_thresh", "stability_score_thresh")
+    missing = {name: value for name, value in zip(names, own, strict=True) if getattr(chosen, name) is None}
+    return chosen.model_copy(update=missing)

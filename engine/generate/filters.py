@@ -15,9 +15,9 @@ from torchvision.ops.boxes import batched_nms
 from engine.generate.enlarge import Enlargement
 from engine.generate.records import MASK_ROW
 from engine.generate.views import View
+from engine.masks.entropy import mean_entropy
 from engine.masks.geometry import touches_edge
 from engine.models.segmenter import Segmenter
-from engine.uncertainty.entropy import mean_entropy
 from schemas.settings import GenerateSettings
 
 
@@ -70,13 +70,13 @@ def filter_outputs(
     """
     scores_N, logits_Nhw = outputs.iou_PM.flatten(), outputs.logits_PMhw.flatten(0, 1)
     order_N = torch.arange(len(scores_N), device=scores_N.device)
-    if settings.pred_iou_thresh > 0:
+    if settings.pred_iou_thresh:
         order_N = (scores_N > settings.pred_iou_thresh).nonzero()[:, 0]
         scores_N, logits_Nhw = scores_N[order_N], logits_Nhw[order_N]
 
     measures = enlargement.measure(logits_Nhw, segmenter.mask_threshold, settings.stability_score_offset)
     good_N = measures.area_N > 0
-    if settings.stability_score_thresh > 0:
+    if settings.stability_score_thresh:
         good_N &= measures.stability_N >= settings.stability_score_thresh
     kept_N = good_N.nonzero()[:, 0]
     order, scores, stability, area, boxes_N4 = (

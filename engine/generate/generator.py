@@ -14,6 +14,7 @@ from itertools import groupby
 import numpy as np
 import torch
 
+from engine.generate.defaults import complete_settings
 from engine.generate.enlarge import Enlargement
 from engine.generate.filters import Drawn, Outputs, draw_view, filter_outputs, suppress
 from engine.generate.records import ImageMasks
@@ -48,7 +49,7 @@ def generate_masks(
     Args:
         segmenter: the model.
         images: uint8 HW3 RGB; sizes may differ.
-        settings: which masks are kept.
+        settings: which masks are kept; thresholds that are None are those that suit the model.
         points_per_batch: prompts decoded at once; by default 32 on a CPU, else 64.
         images_per_batch: images, crops or tiles embedded at once.
         on_progress: called with the number of images done so far.
@@ -60,6 +61,7 @@ def generate_masks(
         ConfigError: settings that ask for a grid without points.
         ValueError: an image of another type or shape.
     """
+    settings = complete_settings(settings, segmenter)
     points_per_batch = points_per_batch or _POINTS_PER_BATCH.get(segmenter.device.type, 64)
     views = [view for i, image in enumerate(images) for view in plan_views(i, image.shape[:2], settings)]
     drawn = _draw_views(segmenter, images, views, settings, points_per_batch, images_per_batch)
@@ -115,7 +117,7 @@ def _decode_views(
 
     Points without an output that the predicted-IoU filter would pass are not drawn.
     """
-    min_iou = settings.pred_iou_thresh if settings.pred_iou_thresh > 0 else None
+    min_iou = settings.pred_iou_thresh or None
     points_P2 = np.concatenate([view.points_P2 for view in views])
     view_P = np.repeat(np.arange(len(views)), [len(view.points_P2) for view in views])
     for start in range(0, len(view_P), points_per_batch):

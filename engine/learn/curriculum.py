@@ -6,6 +6,8 @@ means the thing under it, then everything mixed, then whole images at the full i
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +20,7 @@ from engine.learn.augment import View, draw_view
 from engine.learn.data import LabelledImage, make_training_scenes, read_coco, split_groups
 
 _UNKNOWN = ("purple_", "bright_1024")  # modalities that the active-learning loop must discover by itself
+_KEPT_OUT = Path(__file__).parents[2] / "weights" / "kept-out.json"
 _SCENE_SIZE = 384
 _AHEAD = 3
 
@@ -34,7 +37,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the result of a training run, besides the data."""
+    """Everything that decides the result of a training run, besides the data and the weights it starts from."""
 
     model: str
     steps: int = 3000
@@ -62,19 +65,35 @@ def curriculum(image_size: int, dense: float) -> tuple[Phase, ...]:
 
 
 def read_sources(recipe: Recipe, data: list[Path], workers: int) -> list[list[LabelledImage]]:
-    """Images that may be learnt from: crowds (dense labelled sets and crowd scenes), scenes, photos; in this order."""
+    """Images that may be learnt from: crowds (dense labelled sets and crowd scenes), scenes, photos; in this order.
+
+    Left out are the kept-out groups of each set, the images listed in `weights/kept-out.json` (wherever a
+    changed set's groups may fall now), and the unknown modalities.
+    """
+    kept_out = {name for names in json.loads(_KEPT_OUT.read_text()).values() for name in names}
     dense: list[LabelledImage] = []
     photos: list[LabelledImage] = []
     for path in data:
         training = [
             image.preload()
             for image in split_groups(read_coco(path))[0]
-            if not image.modality.startswith(_UNKNOWN)
+            if image.name not in kept_out and not image.modality.startswith(_UNKNOWN)
         ]
         (dense if any(image.modality for image in training) else photos).extend(training)
     scenes = make_training_scenes(recipe.scenes, _SCENE_SIZE, workers)
     crowds = [scene for scene in scenes if scene.modality == "crowd"]
     return [dense + crowds[: max(len(dense), 50)], scenes, photos or scenes]
+
+
+def describe_data(sources: list[list[LabelledImage]]) -> dict[str, object]:
+    """How many labelled images (not scenes) there are to learn from, and a digest of their names."""
+    names = sorted(
+        {image.name for source in sources for image in source if not image.name.startswith("scene-")}
+    )
+    return {
+        "labelled_images": len(names),
+        "labelled_digest": hashlib.sha256("\n".join(names).encode()).hexdigest()[:12],
+    }
 
 
 class Batches:

@@ -113,10 +113,13 @@ def make_training_scenes(count: int, size: int, workers: int) -> list[LabelledIm
 def scene_images(seeds: Iterable[int], size: int, workers: int = 1) -> list[LabelledImage]:
     """Procedural scenes as labelled images, held in memory; `modality` is the layout."""
     seeds = list(seeds)
+    from rich.progress import track
+
     if workers <= 1:
         return [_scene_image(seed, size) for seed in seeds]
     with ProcessPoolExecutor(workers) as pool:
-        return list(pool.map(_scene_image, seeds, [size] * len(seeds), chunksize=16))
+        painted = pool.map(_scene_image, seeds, [size] * len(seeds), chunksize=16)
+        return list(track(painted, "painting scenes", total=len(seeds)))
 
 
 def _scene_image(seed: int, size: int) -> LabelledImage:

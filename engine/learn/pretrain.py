@@ -1,4 +1,4 @@
-"""Training of the small models that ship, from random weights.
+"""Training of the small models that ship, from random weights or from one of them.
 
     python -m engine.learn.pretrain sam-nano --data FOLDER…      (what `make weights` runs)
 
@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine.learn.curriculum import Batches, Recipe, curriculum, read_sources
+from engine.learn.curriculum import Batches, Recipe, curriculum, describe_data, read_sources
 from engine.learn.rounds import train_step
-from engine.learn.trainee import PromptedModel, export, warm_start
+from engine.learn.trainee import PromptedModel, describe_start, export, warm_start
+from schemas.errors import ConfigError
 
 
 def train(
@@ -30,35 +31,43 @@ def train(
     start: Path | None = None,
     device: str = "cpu",
     workers: int = 2,
+    save_every: int = 250,
 ) -> Path:
     """Train, or go on from `folder/last.pt`; returns the path of the exported safetensors.
 
     Args:
         data: COCO files that may be learnt from; their kept-out groups and unknown modalities are not touched.
-        start: weights of the other small model to begin with (shared parts only).
+        start: weights of a small model to begin with (shared parts only).
+        workers: processes that paint scenes.
+        save_every: steps between checkpoints.
+
+    Raises:
+        ConfigError: the folder holds a run with another recipe, start or data.
     """
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
+    sources = read_sources(recipe, data, workers)
+    identity = {**asdict(recipe), **describe_data(sources), "start": describe_start(start)}
     model = PromptedModel(recipe.model).to(device)
-    if start is not None and not (folder / "last.pt").exists():
+    last, exported = folder / "last.pt", folder / f"{recipe.model}.safetensors"
+    if start is not None and not last.exists():
         print(f"starting with {warm_start(model.net, start)} shared tensors of {start.name}")
     average = {key: value.detach().clone() for key, value in model.net.state_dict().items()}
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe.rate, weight_decay=recipe.decay, betas=(0.9, 0.98), fused=True
     )
     first = 0
-    if (folder / "last.pt").exists():
-        saved = torch.load(folder / "last.pt", weights_only=True, map_location=device)
-        if saved["recipe"] != asdict(recipe):
-            raise SystemExit(
-                f"{folder} holds a run with another recipe: {saved['recipe']}. Choose another --folder."
+    if last.exists():
+        saved = torch.load(last, weights_only=True, map_location=device)
+        if saved["identity"] != identity:
+            raise ConfigError(
+                f"{folder} holds another run: {saved['identity']}, not {identity}. Choose another --folder."
             )
         model.net.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         average, first = saved["average"], saved["step"]
-    sources = read_sources(recipe, data, workers)
     batches = Batches(
         recipe, sources, curriculum(model.image_size, recipe.dense), letterbox=recipe.model == "sam-nano"
     )
@@ -93,18 +102,22 @@ def train(
                     bar, description=f"{recipe.model} loss {values['loss']:.3f} IoU {values['iou']:.3f}"
                 )
                 sums[:] = 0
-            if done % 250 == 0 or done == recipe.steps:
-                state = {
-                    "recipe": asdict(recipe),
-                    "model": model.net.state_dict(),
-                    "average": average,
-                    "optimizer": optimizer.state_dict(),
-                    "step": done,
-                }
-                torch.save(state, folder / "last.pt.new")
-                (folder / "last.pt.new").replace(folder / "last.pt")
-                export(average, recipe, model.image_size, done, folder / f"{recipe.model}.safetensors")
-    return folder / f"{recipe.model}.safetensors"
+            if done % save_every == 0 or done == recipe.steps:
+                torch.save(
+                    {
+                        "identity": identity,
+                        "model": model.net.state_dict(),
+                        "average": average,
+                        "optimizer": optimizer.state_dict(),
+                        "step": done,
+                    },
+                    folder / "last.pt.new",
+                )
+                (folder / "last.pt.new").replace(last)
+                export(average, identity, model.image_size, done, exported)
+    # Once more, for a run that was killed between its last checkpoint and this.
+    export(average, identity, model.image_size, recipe.steps, exported)
+    return exported
 
 
 def _schedule(step: int, steps: int) -> float:
@@ -122,16 +135,20 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, help="checkpoints and log; a run there goes on (default runs/MODEL)"
     )
-    parser.add_argument("--start", type=Path, help="safetensors of the other small model to start from")
+    parser.add_argument("--start", type=Path, help="safetensors of a small model to start from")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=2, help="processes that paint scenes")
+    parser.add_argument("--save-every", type=int, default=250, help="steps between checkpoints")
     for name, value in asdict(Recipe("")).items():
         if name != "model":
             parser.add_argument(f"--{name}", type=type(value), default=value)
     arguments = vars(parser.parse_args())
     folder = arguments.pop("folder") or Path("runs") / arguments["model"]
-    options = {key: arguments.pop(key) for key in ("data", "start", "device", "workers")}
-    print(f"wrote {train(Recipe(**arguments), folder=folder, **options)}")
+    options = {key: arguments.pop(key) for key in ("data", "start", "device", "workers", "save_every")}
+    try:
+        print(f"wrote {train(Recipe(**arguments), folder=folder, **options)}")
+    except ConfigError as error:
+        raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":

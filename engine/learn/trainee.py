@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from engine.learn.curriculum import Recipe
+from engine.models.cache import compute_sha256
+from engine.models.decoder import box_corners
 from engine.models.nano import build_sam2_mini, build_sam_nano
 
 _MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 class PromptedModel(nn.Module):
-    """One differentiable face for both packages' models: a view and its prompts -> four masks each.
+    """One differentiable face for both packages' models: `encode` views, then `decode` each view's prompts.
 
-    `forward(pixels_B3SS, prompts)` where prompts is a list over images of dicts with `points` (M,P,2),
-    `labels` (M,P), `boxes` (M,4) or None and `masks` (M,1,h,w) or None, in view pixels. Returns lists of
-    logits M4hw and IoU M4; output 0 is the single mask, 1..3 the multimask outputs.
+    A prompt is a dict with `points` (M,P,2) and `labels` (M,P), or None; `boxes` (M,4) or None; `masks`
+    (M,1,h,w) or None; all in view pixels.
     """
 
     def __init__(self, name: str) -> None:
@@ -51,13 +50,24 @@ class PromptedModel(nn.Module):
     def decode(
         self, embedding_1C: torch.Tensor, fine: list[torch.Tensor], prompt: dict
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Masks and IoU of all prompts of one image: logits M4hw, iou M4."""
+        """Masks and IoU of all prompts of one image: logits M4hw, iou M4; 0 is the single mask, 1..3 the multimask outputs."""
         encoder = self.prompt_encoder
         side = embedding_1C.shape[-1]
         # Positions are relative to the input, so a model can be shown views of any size.
         encoder.image_embedding_size, encoder.input_image_size = (side, side), (side * 16, side * 16)
         points = None if prompt["points"] is None else (prompt["points"], prompt["labels"])
-        sparse, dense = encoder(points=points, boxes=prompt["boxes"], masks=prompt["masks"])
+        boxes = prompt["boxes"]
+        if self.name == "sam2-mini" and boxes is not None:
+            # As sam2's predictor prompts it: the corners are points, in front of the others.
+            corners, labels = box_corners(boxes)
+            points = (
+                (corners, labels)
+                if points is None
+                else (torch.cat([corners, points[0]], 1), torch.cat([labels, points[1]], 1))
+            )
+            boxes = None
+        with torch.autocast(embedding_1C.device.type, enabled=False):
+            sparse, dense = encoder(points=points, boxes=boxes, masks=prompt["masks"])
         if self.name == "sam-nano":
             return self.net.mask_decoder.predict_masks(embedding_1C, encoder.get_dense_pe(), sparse, dense)
         logits, iou, _, _ = self.net.sam_mask_decoder.predict_masks(
@@ -67,9 +77,9 @@ class PromptedModel(nn.Module):
 
 
 def warm_start(net: nn.Module, weights: Path) -> int:
-    """Let sam2-mini begin as the sam-nano of these weights; returns how many tensors were taken.
+    """Let a model begin as these weights of a small model; returns how many tensors were taken.
 
-    Names are translated between the packages. Where sam2's feed-forward layer is wider, the rest of it
+    For sam2-mini from sam-nano, names are translated between the packages. Where sam2's feed-forward layer is wider, the rest of it
     starts without effect.
     """
     from safetensors.torch import load_file
@@ -98,15 +108,26 @@ def warm_start(net: nn.Module, weights: Path) -> int:
     return copied
 
 
-def export(weights: dict[str, torch.Tensor], recipe: Recipe, image_size: int, step: int, path: Path) -> None:
-    """Write fp16 safetensors whose metadata name the architecture, the input size and the recipe."""
+def describe_start(weights: Path | None) -> dict | None:
+    """How the weights a run starts from were made: the recipe in their file, and the file's SHA-256."""
+    from safetensors import safe_open
+
+    if weights is None:
+        return None
+    with safe_open(weights, framework="pt") as file:
+        recipe = (file.metadata() or {}).get("recipe", "null")
+    return {"sha256": compute_sha256(weights), "recipe": json.loads(recipe)}
+
+
+def export(weights: dict[str, torch.Tensor], identity: dict, image_size: int, step: int, path: Path) -> None:
+    """Write fp16 safetensors whose metadata name the architecture, the input size and how it was trained."""
     from safetensors.torch import save_file
 
     metadata = {
-        "architecture": recipe.model,
+        "architecture": identity["model"],
         "image_size": str(image_size),
         "step": str(step),
-        "recipe": json.dumps(asdict(recipe)),
+        "recipe": json.dumps(identity),
     }
     tensors = {key: value.detach().cpu().half().contiguous() for key, value in weights.items()}
     save_file(tensors, path.with_suffix(".new"), metadata)

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 _EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
 
@@ -37,25 +37,6 @@ def mask_boxes(masks_NHW: np.ndarray) -> np.ndarray:
         height - in_rows_NH[:, ::-1].argmax(1),
     ]
     return (np.stack(boxes_4N, 1) * in_rows_NH.max(axis=1)[:, None]).astype(np.int32)
-
-
-def stability_score(logits_NHW: torch.Tensor, threshold: float, offset: float) -> torch.Tensor:
-    """IoU of each mask cut `offset` above and `offset` below the threshold.
-
-    As `segment_anything.utils.amg.calculate_stability_score`, without its overflow on images wider
-    than 32,767 pixels.
-
-    Args:
-        logits_NHW: mask logits.
-        threshold: logit of the mask's edge.
-        offset: how far the cut moves, logits.
-
-    Returns:
-        score_N, fp32, 0..1; NaN where even the lower cut leaves nothing.
-    """
-    high_N = (logits_NHW > threshold + offset).sum((1, 2))
-    low_N = (logits_NHW > threshold - offset).sum((1, 2))
-    return high_N / low_N
 
 
 def touches_edge(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import platform
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # glibc's malloc.h
 
 
 def keep_freed_memory() -> None:
@@ -13,9 +13,10 @@ def keep_freed_memory() -> None:
 
     glibc returns every large block at once, and the next tensor of that size is mapped and zeroed page
     by page: a third of the time of decoding on a CPU. The peak stays what it was. It holds for the
-    whole process; under another C library nothing happens.
+    whole process, threads that are started later too; under another C library nothing happens.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(_MMAP_THRESHOLD, 2**30)
+        libc.mallopt(_ARENA_MAX, 1)  # a thread's own arena has no room for large blocks

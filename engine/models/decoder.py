@@ -27,7 +27,7 @@ def check_prompts(prompts: Prompts, n_images: int, grid_size: int) -> int:
 
     Raises:
         ValueError: the parts do not agree on N, nothing prompts, points come without labels, an
-            image index is out of range, or a mask is not on the grid.
+            image index or a label is out of range, or a mask is not on the grid.
     """
     index_N = prompts.image_index_N
     n = index_N.shape[0]
@@ -39,6 +39,8 @@ def check_prompts(prompts: Prompts, n_images: int, grid_size: int) -> int:
     if points is not None and labels is not None:
         _check_shape("points_NP2", points, (n, labels.shape[-1], 2))
         _check_shape("labels_NP", labels, (n, points.shape[1]))
+        if labels.device.type == "cpu" and not ((labels >= -1) & (labels <= 1)).all():
+            raise ValueError("labels_NP must be 1 (foreground), 0 (background) or -1 (padding).")
     if boxes is not None:
         _check_shape("boxes_N4", boxes, (n, 4))
     if masks is not None:
@@ -107,7 +109,12 @@ def decode_masks(
         masks_N1hw: mask prompts, or None.
         multimask: outputs 1..3, else output 0 (or what SAM 2 puts in its place when it is unstable).
         min_iou: see `Segmenter.decode`.
+
+    Raises:
+        ValueError: `min_iou` without `multimask`.
     """
+    if min_iou is not None and not multimask:
+        raise ValueError("min_iou goes with multimask: a single mask may be another one in the end.")
     n = sparse_NPC.shape[0]
     output_tokens = [mask_decoder.iou_token.weight, mask_decoder.mask_tokens.weight]
     first = 0
@@ -130,7 +137,9 @@ def decode_masks(
     unstable_fallback = not multimask and getattr(mask_decoder, "dynamic_multimask_via_stability", False)
     outputs = range(mask_decoder.num_mask_tokens)
     wanted = outputs if unstable_fallback else outputs[1:] if multimask else outputs[:1]
-    iou_NM = mask_decoder.iou_prediction_head(iou_token_NC)[:, wanted.start : wanted.stop]
+    # In half precision most scores would be ties, and the cut would differ from the caller's.
+    with torch.autocast(iou_token_NC.device.type, enabled=False):
+        iou_NM = mask_decoder.iou_prediction_head(iou_token_NC.float())[:, wanted.start : wanted.stop]
     prompt_N = torch.arange(n, device=iou_NM.device)
     if min_iou is not None:
         # Predictions need the tokens alone, and drawing costs more than they do.

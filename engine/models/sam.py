@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
+from torchvision.transforms.functional import resize, to_pil_image
 
 from engine.models.decoder import box_corners, check_prompts, decode_masks, embed_points, pad_point
 from engine.models.segmenter import Precision, Segmenter, check_images
@@ -38,7 +39,6 @@ class SamSegmenter(Segmenter):
         self.image_size = model.image_encoder.img_size
         self.grid_size = model.prompt_encoder.mask_input_size[0]
         self.mask_threshold = model.mask_threshold
-        self._transform = ResizeLongestSide(self.image_size)
         with torch.inference_mode():
             self._position_1Cee = model.prompt_encoder.get_dense_pe()
 
@@ -48,13 +48,14 @@ class SamSegmenter(Segmenter):
         check_images(images)
         input_B3SS = torch.zeros(len(images), 3, self.image_size, self.image_size, device=self.device)
         for input_3SS, image in zip(input_B3SS, images, strict=True):
-            resized_hw3 = torch.from_numpy(self._transform.apply_image(image)).to(self.device)
-            height, width = resized_hw3.shape[:2]
+            height, width = self._input_size(image.shape[:2])
+            resized_hw3 = torch.from_numpy(np.array(resize(to_pil_image(image), [height, width])))
+            resized_hw3 = resized_hw3.to(self.device)
             # Padding is zero after normalisation, so it is left as it is.
             input_3SS[:, :height, :width] = (
                 resized_hw3.permute(2, 0, 1) - self.sam.pixel_mean
             ) / self.sam.pixel_std
-        with self._autocast():
+        with self._arithmetic():
             features = self.sam.image_encoder(input_B3SS)
         return Embedding(features, tuple((image.shape[0], image.shape[1]) for image in images))
 
@@ -72,7 +73,7 @@ class SamSegmenter(Segmenter):
         index_N = prompts.image_index_N.to(self.device, non_blocking=True)
         sparse_NPC = self._embed_points(prompts, index_N, embedding.image_sizes)
         masks_N1hw = prompts.masks_N1hw
-        with self._autocast():
+        with self._arithmetic():
             return decode_masks(
                 self.sam.mask_decoder,
                 self.sam.prompt_encoder,
@@ -99,7 +100,8 @@ class SamSegmenter(Segmenter):
         return height / cell, width / cell
 
     def _input_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        return self._transform.get_preprocess_shape(*image_size, self.image_size)
+        height, width = ResizeLongestSide.get_preprocess_shape(*image_size, self.image_size)
+        return max(height, 1), max(width, 1)  # of a line hundreds of times as long as wide, something is left
 
     def _embed_points(
         self, prompts: Prompts, index_N: torch.Tensor, image_sizes: Sequence[tuple[int, int]]

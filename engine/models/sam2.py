@@ -61,7 +61,7 @@ class Sam2Segmenter(Segmenter):
             pixels_3HW = pixels_3HW.contiguous().to(torch.float32).div(255)
             resized_3SS = resize(pixels_3HW, [self.image_size, self.image_size], antialias=True)
             inputs.append(normalize(resized_3SS, _MEAN, _STD))
-        with self._autocast():
+        with self._arithmetic():
             levels = self.sam2.forward_image(torch.stack(inputs).to(self.device))["backbone_fpn"]
             *high_res, features_BCee = levels[-self.sam2.num_feature_levels :]
             if self.sam2.directly_add_no_mem_embed:
@@ -87,7 +87,7 @@ class Sam2Segmenter(Segmenter):
         index_N = prompts.image_index_N.to(self.device, non_blocking=True)
         sparse_NPC = self._embed_points(prompts, index_N, embedding.image_sizes)
         masks_N1hw = prompts.masks_N1hw
-        with self._autocast():
+        with self._arithmetic():
             return decode_masks(
                 self.sam2.sam_mask_decoder,
                 self.sam2.sam_prompt_encoder,

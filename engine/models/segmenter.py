@@ -110,7 +110,7 @@ class Segmenter(ABC):
             prompts: points, boxes and masks; coordinates in image pixels.
             multimask: three masks of different scale for each prompt; else one.
             min_iou: leave out prompts with no output whose predicted IoU is above this, before
-                their masks are drawn.
+                their masks are drawn; with `multimask` only.
 
         Returns:
             fp32 tensors on the model's device, made under inference mode.
@@ -142,10 +142,16 @@ class Segmenter(ABC):
             image_size: (height, width) of the image, pixels.
         """
 
-    def _autocast(self) -> contextlib.AbstractContextManager:
+    def _arithmetic(self) -> contextlib.AbstractContextManager:
+        """Mixed precision, or fp32 that is fp32: on CUDA convolutions round to TF32 unless told not to."""
         if self.precision == "bf16":
             return torch.autocast("cuda", torch.bfloat16)
-        return contextlib.nullcontext()
+        return torch.backends.cudnn.flags(
+            enabled=torch.backends.cudnn.enabled,
+            benchmark=torch.backends.cudnn.benchmark,
+            deterministic=torch.backends.cudnn.deterministic,
+            allow_tf32=False,
+        )
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:

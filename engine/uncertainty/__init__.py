@@ -1,1 +1,0 @@
-"""How unsure a model is of a mask."""

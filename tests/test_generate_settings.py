@@ -1,0 +1,46 @@
+"""Settings and images at the edge of what the generator is given."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from engine.generate.defaults import complete_settings
+from engine.generate.generator import generate_masks
+from engine.models.registry import load_segmenter
+from schemas.settings import GenerateSettings
+
+
+def test_thresholds_nobody_chose_are_those_that_suit_the_model() -> None:
+    nano = load_segmenter("sam-nano", device="cpu")
+    own = complete_settings(GenerateSettings(points_per_side=8), nano)
+    assert own.points_per_side == 8
+    assert own.pred_iou_thresh is not None
+    assert own.pred_iou_thresh < 0.88, "small models score themselves lower than the package's default"
+    chosen = complete_settings(GenerateSettings(pred_iou_thresh=0.0), nano)
+    assert (chosen.pred_iou_thresh, chosen.stability_score_thresh) == (0.0, own.stability_score_thresh)
+    nano.name = "a-fine-tuned-vit"
+    theirs = complete_settings(GenerateSettings(), nano)
+    assert (theirs.pred_iou_thresh, theirs.stability_score_thresh) == (0.88, 0.95)
+
+
+def test_settings_written_down_and_read_again_choose_nothing_more() -> None:
+    settings = GenerateSettings(points_per_side=8)
+    assert GenerateSettings.model_validate_json(settings.model_dump_json()) == settings
+    assert complete_settings(
+        GenerateSettings(**settings.model_dump()), load_segmenter("sam-nano", device="cpu")
+    ) == complete_settings(settings, load_segmenter("sam-nano", device="cpu"))
+
+
+@pytest.mark.parametrize("model", ["sam-nano", "sam2-mini"])
+@pytest.mark.parametrize("size", [(2, 2000), (2000, 1), (1, 1)])
+def test_a_line_of_pixels_is_an_image_too(model: str, size: tuple[int, int]) -> None:
+    """Scaled to the model's input, its short side would round to nothing."""
+    pixels = np.zeros((*size, 3), np.uint8)
+    pixels[: size[0] // 2 + 1, : size[1] // 2] = 255
+    settings = GenerateSettings(
+        points_per_side=4, pred_iou_thresh=0, stability_score_thresh=0, crop_n_layers=1
+    )
+    [masks] = generate_masks(load_segmenter(model, device="cpu"), [pixels], settings)
+    assert (masks.height, masks.width) == size
+    assert (masks.rows_N["area"] <= size[0] * size[1]).all()

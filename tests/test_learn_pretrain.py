@@ -1,0 +1,146 @@
+"""Training the small models: what may be learnt from, a kill on the way, and how sam2-mini begins."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from engine.learn.curriculum import Recipe, describe_data, read_sources
+from engine.learn.data import read_coco, split_groups
+from engine.learn.losses import dice_loss, focal_loss, mask_iou
+from engine.learn.pretrain import train
+from engine.learn.trainee import PromptedModel, describe_start, warm_start
+from engine.models.registry import MODELS, load_segmenter
+from schemas.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+TINY = Recipe("sam-nano", steps=4, images=1, masks=2, scenes=6)
+
+
+def test_what_is_kept_out_is_never_learnt_from(shared_data: Path) -> None:
+    kept_out = json.loads((ROOT / "weights" / "kept-out.json").read_text())
+    folders = {name: shared_data / name for name in kept_out}
+    sources = read_sources(replace(TINY, scenes=2), list(folders.values()), 1)
+    learnt = {image.name for source in sources for image in source}
+    for name, folder in folders.items():
+        training, rest = split_groups(read_coco(folder))
+        assert sorted(image.name for image in rest) == kept_out[name], "the list names the split"
+        assert not learnt & {image.name for image in rest}
+        unknown = [i.name for i in training if i.modality.startswith(("purple_", "bright_1024"))]
+        assert not learnt & set(unknown)
+        assert len(learnt & {image.name for image in training}) == len(training) - len(unknown)
+
+
+def test_an_image_on_the_list_stays_kept_out_when_its_set_grows(shared_data: Path, tmp_path: Path) -> None:
+    """More groups move the last fifth; what the shipped weights were measured on stays unseen."""
+    content = json.loads((shared_data / "everyday" / "annotations.json").read_text())
+    for image in content["images"]:
+        image["group"] = f"a{image['file_name']}"
+    last = max(image["id"] for image in content["images"])
+    extra = [{**content["images"][0], "id": last + n, "group": f"z{n}"} for n in range(1, 40)]
+    first = next(a for a in content["annotations"] if a["image_id"] == content["images"][0]["id"])
+    content["images"] += extra
+    content["annotations"] += [{**first, "image_id": image["id"]} for image in extra]
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    for item in {image["file_name"] for image in content["images"]}:
+        (tmp_path / item).parent.mkdir(exist_ok=True)
+        (tmp_path / item).symlink_to((shared_data / "everyday" / item).resolve())
+    kept_out = set(json.loads((ROOT / "weights" / "kept-out.json").read_text())["everyday"])
+    by_groups = {image.name for image in split_groups(read_coco(tmp_path))[0]}
+    assert by_groups & kept_out, "the split alone would let some of them in"
+    learnt = {i.name for source in read_sources(replace(TINY, scenes=2), [tmp_path], 1) for i in source}
+    assert not learnt & kept_out
+
+
+@pytest.mark.slow
+def test_a_run_killed_on_the_way_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    torch.set_num_threads(1)  # sums in one order
+    undisturbed = load_file(train(TINY, [], tmp_path / "undisturbed", workers=1))
+    folder = tmp_path / "killed"
+    options = {"steps": 4, "images": 1, "masks": 2, "scenes": 6, "workers": 1, "save-every": 1}
+    command = [sys.executable, "-m", "engine.learn.pretrain", "sam-nano", "--folder", str(folder)]
+    command += [f"--{name}={value}" for name, value in options.items()]
+    environment = {"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+    run = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    while not (folder / "last.pt").exists() and run.poll() is None:
+        time.sleep(0.01)
+    run.send_signal(signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL, "it was killed before its end"
+    done = torch.load(folder / "last.pt", weights_only=True)["step"]
+    assert 1 <= done < 4
+    resumed = load_file(train(TINY, [], folder, workers=1))
+    assert all(torch.equal(undisturbed[name], resumed[name]) for name in undisturbed)
+
+
+def test_a_run_killed_between_its_last_checkpoint_and_its_weights_still_writes_them(tmp_path: Path) -> None:
+    recipe = replace(TINY, steps=1)
+    weights = train(recipe, [], tmp_path, workers=1)
+    expected = load_file(weights)
+    weights.unlink()
+    assert train(recipe, [], tmp_path, workers=1) == weights
+    assert all(torch.equal(expected[name], tensor) for name, tensor in load_file(weights).items())
+
+
+def test_another_start_or_recipe_does_not_go_on_with_a_run(tmp_path: Path) -> None:
+    recipe = replace(TINY, steps=1)
+    train(recipe, [], tmp_path, workers=1)
+    with pytest.raises(ConfigError, match="another run"):
+        train(replace(recipe, rate=1e-5), [], tmp_path, workers=1)
+    with pytest.raises(ConfigError, match="another run"):
+        train(recipe, [], tmp_path, start=MODELS["sam-nano"].path, workers=1)
+
+
+def test_sam2_mini_begins_as_good_as_sam_nano_ended() -> None:
+    nano, mini = PromptedModel("sam-nano"), PromptedModel("sam2-mini")
+    nano.net.load_state_dict(load_file(MODELS["sam-nano"].path))
+    warm_start(mini.net, MODELS["sam-nano"].path)
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, 256, 256))).float()
+    prompt = {
+        "points": torch.tensor([[[100.0, 80.0]]]),
+        "labels": torch.ones(1, 1, dtype=torch.int64),
+        "boxes": None,
+        "masks": None,
+    }
+    with torch.inference_mode():
+        said = []
+        for model in (nano, mini):
+            embedding, fine = model.encode(pixels, torch.ones(1, 1, 256, 256))
+            said.append(model.decode(embedding, fine, prompt))
+    (logits, iou), (mini_logits, mini_iou) = said
+    assert logits.std() > 0.5
+    assert (logits - mini_logits).abs().max() < 1e-4
+    assert (iou - mini_iou).abs().max() < 1e-5
+
+
+def test_shipped_weights_say_what_they_learnt_from() -> None:
+    for name in ("sam-nano", "sam2-mini"):
+        about = describe_start(MODELS[name].path)
+        assert about is not None
+        assert about["recipe"]["model"] == name
+        assert about["recipe"]["start"]["recipe"]["model"] == "sam-nano"
+        assert about["recipe"]["labelled_images"] > 0
+        assert about["sha256"] == load_segmenter(name, device="cpu").sha256
+
+
+def test_scenes_do_not_count_as_labelled_images() -> None:
+    assert describe_data(read_sources(replace(TINY, scenes=2), [], 1))["labelled_images"] == 0
+
+
+def test_losses_are_lowest_for_the_mask_itself() -> None:
+    target = torch.zeros(1, 1, 8, 8)
+    target[..., 2:6, 2:6] = 1
+    right, wrong = 20 * target - 10, 20 * target.roll(3, -1) - 10
+    for loss in (focal_loss, dice_loss):
+        assert loss(right, target) < 0.01 < loss(wrong, target)
+    assert mask_iou(right, target) == 1
+    assert mask_iou(wrong, target) == pytest.approx(4 / 28)  # one of four columns in common
