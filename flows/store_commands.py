@@ -95,7 +95,7 @@ def compact(store: StoreOption) -> None:
 
 
 def sheet(
-    out: Annotated[Path, typer.Argument(help="PNG to write.")],
+    out: Annotated[Path, typer.Argument(help="PNG or JPEG to write.")],
     store: StoreOption,
     images: Annotated[
         int, typer.Option(min=1, max=200, help="How many images, those with the most uncertain masks first.")
@@ -109,5 +109,6 @@ def sheet(
     from engine.store import Store
     from tasks.sheet import draw_sheet
 
-    draw_sheet(Store(store), out, images=images, model=model)
+    for line in draw_sheet(Store(store), out, images=images, model=model):
+        typer.echo(line, err=True)
     typer.echo(f"contact sheet: {out}")

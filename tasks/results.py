@@ -12,15 +12,18 @@ if TYPE_CHECKING:
     from engine.store import Store
 
 MOST_UNCERTAIN = """
-    SELECT m.mask_id, i.uri, m.uncertainty, m.sam_score, m.stability, m.area, m.x0, m.y0, m.x1, m.y1
-    FROM masks m JOIN images i USING (image_id, model)
-    WHERE m.model = '{model}'
-    ORDER BY m.uncertainty DESC, m.mask_id LIMIT {count}
+    WITH top AS (
+        SELECT * FROM masks WHERE model = '{model}' ORDER BY uncertainty DESC, mask_id LIMIT {count}
+    )
+    SELECT mask_id, (SELECT min(i.uri) FROM images i WHERE i.image_id = top.image_id AND i.model = '{model}') AS uri,
+           uncertainty, sam_score, stability, area, x0, y0, x1, y1
+    FROM top ORDER BY uncertainty DESC, mask_id
 """
 
 
 def most_uncertain(store: Store, model: str, count: int = 10) -> list[dict[str, Any]]:
-    """The masks of a model that it is least sure of, most uncertain first, with the image each is from."""
+    """The masks of a model that it is least sure of, most uncertain first, with an image each is from
+    (the first by name, where several files are the same image)."""
     quoted = model.replace("'", "''")
     return store.query(MOST_UNCERTAIN.format(model=quoted, count=count)).to_pylist()
 

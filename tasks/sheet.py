@@ -2,37 +2,52 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from schemas.errors import ConfigError, ImageError
 from schemas.records import PoolItem
 from schemas.settings import PoolSettings
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from engine.store import Store
 
+_KINDS = (".png", ".jpg", ".jpeg")
 _MODEL = "SELECT model FROM images GROUP BY model ORDER BY max(committed_at) DESC LIMIT 1"
 _IMAGES = """
-    SELECT i.image_id, any_value(i.uri) AS uri, any_value(i.fingerprint) AS fingerprint, any_value(i.n_masks) AS n_masks,
-           max(m.uncertainty) AS uncertainty
+    SELECT i.image_id, min(i.uri) AS uri, arg_min(i.fingerprint, i.uri) AS fingerprint,
+           any_value(i.n_masks) AS n_masks, max(m.uncertainty) AS uncertainty
     FROM images i JOIN masks m USING (image_id, model)
     WHERE i.model = '{model}'
     GROUP BY i.image_id ORDER BY uncertainty DESC, i.image_id LIMIT {count}
 """
-_MASKS = "SELECT rle, uncertainty FROM masks WHERE model = '{model}' AND image_id = '{image_id}'"
+_MASKS = """
+    SELECT rle, height, width, uncertainty FROM masks
+    WHERE model = '{model}' AND image_id = '{image_id}' ORDER BY area DESC, mask_id
+"""
 
 
-def draw_sheet(store: Store, out: Path, *, images: int = 12, model: str | None = None) -> None:
-    """Write a PNG with `images` images and their masks, those with the most uncertain masks first.
+def draw_sheet(store: Store, out: Path, *, images: int = 12, model: str | None = None) -> list[str]:
+    """Write a picture with `images` images and their masks, those with the most uncertain masks first.
+
+    Args:
+        out: a PNG or JPEG, by its extension.
+
+    Returns:
+        A line for each image that was left out, because its file is not there as it was labelled.
 
     Raises:
-        ConfigError: the store holds no masks (of that model).
+        ConfigError: the store holds no masks (of that model), or `out` cannot be written.
     """
-    from engine.masks.rle import decode_rle
     from engine.pool import read_image
-    from engine.report.contact_sheet import SheetCell, draw_contact_sheet
+    from engine.report.contact_sheet import SheetCell, draw_contact_sheet, draw_masks
 
+    _check_out(out)
     if model is None:
         newest = store.query(_MODEL).to_pylist()
         model = newest[0]["model"] if newest else ""
@@ -42,18 +57,44 @@ def draw_sheet(store: Store, out: Path, *, images: int = 12, model: str | None =
         raise ConfigError(
             f"The store {store.files.label} holds no masks{f' of {model}' if model else ''}. Make some: gapmap label POOL --store …"
         )
-    cells = []
+    cells, left_out = [], []
     for row in rows:
+        name = Path(row["uri"]).name
         try:
-            pixels = read_image(PoolItem(row["uri"], row["fingerprint"]), PoolSettings()).pixels
-        except ImageError:  # moved or deleted since it was labelled
+            image = read_image(PoolItem(row["uri"], row["fingerprint"]), PoolSettings())
+        except ImageError as error:
+            left_out.append(f"{name} is left out: {error}")
+            continue
+        if image.image_id != row["image_id"]:
+            left_out.append(f"{name} is left out: the file was replaced since it was labelled.")
             continue
         found = store.query(_MASKS.format(model=quoted, image_id=row["image_id"])).to_pylist()
-        masks = list(decode_rle([m["rle"] for m in found], *pixels.shape[:2]))
-        caption = (Path(row["uri"]).name, f"{row['n_masks']} masks, most uncertain {row['uncertainty']:.2f}")
-        cells.append(SheetCell(pixels, masks, [m["uncertainty"] for m in found], caption))
+        caption = (name, f"{row['n_masks']} masks, most uncertain {row['uncertainty']:.2f}")
+        cells.append(SheetCell(draw_masks(image.pixels, _one_by_one(found)), caption))
     if not cells:
         raise ConfigError(
-            "None of the images can be opened any more: the pool was moved or deleted since it was labelled."
+            "None of the images can be opened as they were: the pool was moved, deleted or replaced since it was labelled."
         )
-    draw_contact_sheet(cells, title=model).save(out)
+    part = out.with_name(f".{out.stem}-{uuid4().hex}{out.suffix}")
+    try:
+        draw_contact_sheet(cells, title=model).save(part)
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
+    return left_out
+
+
+def _one_by_one(masks: list[dict[str, Any]]) -> Iterator[tuple[np.ndarray, float]]:
+    from engine.masks.rle import decode_rle
+
+    for mask in masks:
+        yield decode_rle([mask["rle"]], mask["height"], mask["width"])[0], mask["uncertainty"]
+
+
+def _check_out(out: Path) -> None:
+    if out.suffix.lower() not in _KINDS:
+        raise ConfigError(f"{out} does not end in {', '.join(_KINDS)}. Write for example {out}.png.")
+    if not os.access(out.parent, os.W_OK):
+        raise ConfigError(
+            f"There is no folder {out.parent} that can be written to. Make it, or name another."
+        )

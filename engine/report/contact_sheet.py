@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+CELL_SIDE = 320
 _CAPTION_HEIGHT = 30
 _GAP = 8
 _PAPER, _INK, _SECOND = (250, 250, 248), (30, 30, 34), (110, 110, 118)
@@ -16,44 +17,45 @@ _PAPER, _INK, _SECOND = (250, 250, 248), (30, 30, 34), (110, 110, 118)
 
 @dataclass(frozen=True)
 class SheetCell:
-    """One image of a sheet.
+    """One picture of a sheet.
 
     Attributes:
-        pixels: uint8 HW3 RGB.
-        masks: bool HW masks of this image.
-        uncertainty: of each mask, 0..1.
+        picture: as `draw_masks` makes it, at most CELL_SIDE pixels on its longer side.
         caption: two short lines under the picture.
     """
 
-    pixels: np.ndarray
-    masks: Sequence[np.ndarray]
-    uncertainty: Sequence[float]
+    picture: Image.Image
     caption: tuple[str, str]
 
 
 def draw_masks(
-    pixels: np.ndarray, masks: Sequence[np.ndarray], uncertainty: Sequence[float], *, side: int
+    pixels: np.ndarray, masks: Iterable[tuple[np.ndarray, float]], *, side: int = CELL_SIDE
 ) -> Image.Image:
     """An image at `side` pixels on its longer side, masks tinted and outlined from blue (sure) to red (unsure).
 
-    The colour scale spans 0..1 always, so pictures of different runs can be compared. Larger masks are
-    drawn first, so that small ones stay in sight.
+    The colour scale spans 0..1 always, so pictures of different runs can be compared.
+
+    Args:
+        pixels: uint8 HW3 RGB.
+        masks: bool HW masks of this image with their uncertainty 0..1. Each is drawn over those before it
+            and let go, so give large ones first, and decode them one by one.
+        side: pixels.
     """
     height, width = pixels.shape[:2]
     scale = side / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     canvas = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     outlines = []
-    for index in sorted(range(len(masks)), key=lambda i: -int(masks[i].sum())):
+    for mask, uncertainty in masks:
         small = (
             cv2.resize(
-                masks[index].astype(np.float32),
+                mask.astype(np.float32),
                 size,
                 interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR,
             )
             > 0.5
         )
-        colour = uncertainty_colour(uncertainty[index])
+        colour = uncertainty_colour(uncertainty)
         canvas[small] = (canvas[small] * 0.68 + np.array(colour) * 0.32).astype(np.uint8)
         contours, _ = cv2.findContours(small.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         outlines.append((contours, colour))
@@ -62,11 +64,9 @@ def draw_masks(
     return Image.fromarray(canvas)
 
 
-def draw_contact_sheet(
-    cells: Iterable[SheetCell], *, columns: int = 4, side: int = 320, title: str = ""
-) -> Image.Image:
-    """A page of cells, row by row, with a title and a colour scale. `side` is the cell's side in pixels."""
-    cells = list(cells)
+def draw_contact_sheet(cells: Sequence[SheetCell], *, columns: int = 4, title: str = "") -> Image.Image:
+    """A page of cells, row by row, with a title and a colour scale."""
+    side = CELL_SIDE
     columns = max(1, min(columns, len(cells)))
     rows = -(-len(cells) // columns)
     head = 44
@@ -79,10 +79,10 @@ def draw_contact_sheet(
     pen.text((_GAP, 12), title, fill=_INK, font=_font(16))
     _draw_scale(page, pen)
     for index, cell in enumerate(cells):
-        picture = draw_masks(cell.pixels, cell.masks, cell.uncertainty, side=side)
         left = _GAP + (index % columns) * (side + _GAP)
         top = head + (index // columns) * (side + _CAPTION_HEIGHT + 2 * _GAP)
-        page.paste(picture, (left + (side - picture.width) // 2, top + (side - picture.height) // 2))
+        offset = (side - cell.picture.width) // 2, (side - cell.picture.height) // 2
+        page.paste(cell.picture, (left + offset[0], top + offset[1]))
         for line, (text, ink) in enumerate(zip(cell.caption, (_INK, _SECOND), strict=True)):
             pen.text((left, top + side + 4 + 14 * line), _shorten(pen, text, side), fill=ink, font=_font(11))
     return page
