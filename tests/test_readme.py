@@ -1,4 +1,4 @@
-"""Every command of the README, run in its order on a small pool."""
+"""Every command of the README, and the Python of all pages, run in their order on a small pool."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def test_the_commands_and_the_python_of_the_readme_run(
     assert (home / "sheet.png").stat().st_size > 1000
     assert (home / "masks.json").is_file()
     assert "sam2.1-large" in result.stdout
-    for code in re.findall(r"```python\n(.*?)```", README, re.S):
+    pages = [README, *(page.read_text() for page in sorted((ROOT / "docs").glob("*.md")))]
+    for code in re.findall(r"```python\n(.*?)```", "\n".join(pages), re.S):
         ran = subprocess.run(
             [sys.executable, "-c", code],
             cwd=home,
