@@ -111,6 +111,21 @@ def test_stopping_early_leaves_no_thread_behind(pool):
     assert threading.active_count() == before
 
 
+def test_stopping_early_decodes_nothing_more(tmp_path):
+    """Sixteen images of 10.8 MB wait for memory; whoever stops does not want them."""
+    for number in range(17):
+        Image.new("L", (2000, 1800), number).save(tmp_path / f"{number:02}.png", compress_level=1)
+    images = prefetch(list_pool(str(tmp_path), ANY), ANY, 16, max_bytes=1)
+    next(images)
+    tracemalloc.start()
+    try:
+        images.close()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 30_000_000  # the one whose turn it was, not sixteen
+
+
 def test_an_error_in_the_listing_reaches_the_user(pool):
     def items():
         yield PoolItem(f"file://{pool}/00.png", "x")

@@ -78,7 +78,9 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             except OSError:
                 pass
             return None
-        return super().do_GET()
+        super().do_GET()
+        self.server.answered[self.path] += 1
+        return None
 
     def log_message(self, *arguments: object) -> None:
         pass
@@ -92,6 +94,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.host = f"127.0.0.1:{self.server_port}"
         self.url = f"http://{self.host}"
         self.asked: Counter[str] = Counter()
+        self.answered: Counter[str] = Counter()  # to the end
         self.sent = 0
 
     def handle_error(self, request: object, client_address: object) -> None:
@@ -142,6 +145,16 @@ def test_a_list_of_urls_itself_behind_http(web, tmp_path):
     assert [i.uri for i in items] == [f"{web.url}/sub/c.JPG", f"{web.url}/b.png?size=full"]
     assert [(i.fingerprint, i.file_bytes) for i in items] == [("unversioned", None)] * 2
     assert [read_image(i, ANY).pixels[0, 0, 0] for i in items] == [2, 0]
+
+
+def test_a_list_behind_http_is_read_before_its_images_are_labelled_for_hours(web, tmp_path):
+    """A connection that stays open while images are labelled is cut off after five minutes."""
+    urls = [f"{web.url}/b.png?number={number:0100}" for number in range(200_000)]
+    (tmp_path / "web" / "list.txt").write_text("\n".join(urls))
+    items = list_pool(f"{web.url}/list.txt", ANY)
+    next(items)
+    time.sleep(0.5)
+    assert web.answered["/list.txt"] == 1
 
 
 def test_reading_over_http_asks_once(web):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Iterator
-from typing import cast
 from urllib.parse import unquote
 
 from fsspec import AbstractFileSystem
@@ -90,28 +89,28 @@ def _read_list(
 ) -> Iterator[PoolItem]:
     """One URL a line; blank lines and lines that begin with # are passed over, repeats too."""
     seen: set[str] = set()
-    with open_stream(filesystem, address) as file, io.BufferedReader(cast(io.RawIOBase, file)) as lines:
-        for number, line_bytes in enumerate(lines, start=1):
-            try:
-                line = line_bytes.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-            except UnicodeDecodeError as error:
-                raise ConfigError(f"Line {number} of the list {shown} is not UTF-8: {error}") from error
-            if not line or line.startswith("#"):
-                continue
-            uri = without_credentials(line)
-            if "://" not in line:
-                bare = line.partition("?")[0].rpartition("@")[
-                    2
-                ]  # without a scheme, nothing tells credentials from the rest
-                raise ConfigError(
-                    f"Line {number} of the list {shown} is no URL: {bare[:200]!r}. "
-                    "Write one whole URL a line (https://…, s3://…, file:///…)."
-                )
-            parse_address(line)  # an unknown storage is a mistake in the list, not a broken image
-            below = unquote(uri.partition("://")[2].partition("?")[0].partition("/")[2])
-            if uri not in seen and selection.takes(below):
-                seen.add(uri)
-                yield PoolItem(uri, UNVERSIONED, None, None if uri == line else line)
+    with open_stream(filesystem, address) as file:
+        whole = file.read()  # all of it: no server keeps a connection open while the images are labelled
+    for number, line_bytes in enumerate(io.BytesIO(whole), start=1):
+        try:
+            line = line_bytes.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"Line {number} of the list {shown} is not UTF-8: {error}") from error
+        if not line or line.startswith("#"):
+            continue
+        uri = without_credentials(line)
+        if "://" not in line:
+            # Without a scheme nothing tells credentials from the rest.
+            bare = line.partition("?")[0].rpartition("@")[2]
+            raise ConfigError(
+                f"Line {number} of the list {shown} is no URL: {bare[:200]!r}. "
+                "Write one whole URL a line (https://…, s3://…, file:///…)."
+            )
+        parse_address(line)  # an unknown storage is a mistake in the list, not a broken image
+        below = unquote(uri.partition("://")[2].partition("?")[0].partition("/")[2])
+        if uri not in seen and selection.takes(below):
+            seen.add(uri)
+            yield PoolItem(uri, UNVERSIONED, None, None if uri == line else line)
 
 
 def _guard(

@@ -6,7 +6,7 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 
 from engine.pool.address import parse_address
 from engine.pool.reading import read_image
@@ -121,11 +121,17 @@ class _Budget:
         self._changed = threading.Condition()
 
     def reserve(self, turn: int, size: int) -> None:
-        """Hold `size` bytes for this image instead of what it held; waits until they are free."""
+        """Hold `size` bytes for this image instead of what it held; waits until they are free.
+
+        Raises:
+            CancelledError: nobody is there to take the image any more.
+        """
         with self._changed:
             before = self._held.get(turn, 0)
             if size > before:
-                self._changed.wait_for(lambda: self._may_hold(turn, size))
+                self._changed.wait_for(lambda: self.closed.is_set() or self._may_hold(turn, size))
+            if self.closed.is_set():
+                raise CancelledError
             self._held[turn] = size
             self._changed.notify_all()
 
@@ -137,11 +143,11 @@ class _Budget:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Let everyone who waits go; nobody is there to take the images any more."""
+        """Send away everyone who waits, and who comes to wait."""
         with self._changed:
             self.closed.set()
             self._changed.notify_all()
 
     def _may_hold(self, turn: int, size: int) -> bool:
         others = sum(held for number, held in self._held.items() if number != turn)
-        return turn == self._turn or self.closed.is_set() or others + size <= self._max_bytes
+        return turn == self._turn or others + size <= self._max_bytes
