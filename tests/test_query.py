@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from store_rows import MODEL, commit, fetch
 
-from engine.store import Store, write_result
+from engine.store import Snapshot, Store, write_result
+from engine.store.connection import LostFileError
+from engine.store.query import fence, run_sql
 from schemas.errors import ConfigError, QueryError
 
 pytest_plugins = ("store_fixtures",)
@@ -159,8 +161,6 @@ def test_what_is_not_reading_the_store_is_refused(filled: Store, folder: Path, s
 def test_the_engine_itself_holds_the_fence_when_the_parser_is_passed_by(filled: Store, folder: Path) -> None:
     import duckdb
 
-    from engine.store.query import fence
-
     with filled.open_snapshot() as snapshot:
         fence(snapshot)
         for sql in ESCAPES[:12]:
@@ -213,6 +213,45 @@ def test_a_wrong_table_or_column_names_the_nearest(filled: Store) -> None:
         filled.query("SELEC 1")
     with pytest.raises(QueryError, match="Could not convert"):
         filled.query("SELECT uri::INT FROM images")
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT 'Timeout'::INT",
+        "SELECT 'No such file'::INT",
+        "SELECT Credential FROM images",
+        "SELECT error('NoSuchKey')",
+        "SELECT * FROM FileNotFoundError",
+        "SELECT * FROM 'Timeout.csv'",
+        "SELECT 1 ORDER BY 'IO Error: No files found'::DATE",
+        # Past the first batches, where Arrow hands the error on.
+        "SELECT CASE WHEN i < 300000 THEN i ELSE ('Timeout, No such file' || i)::INT END FROM range(300001) t(i)",
+    ],
+)
+def test_words_in_the_sql_do_not_turn_a_mistake_into_a_failure_of_the_store(
+    filled: Store, tmp_path: Path, sql: str
+) -> None:
+    with pytest.raises(QueryError):
+        filled.query(sql)
+    with pytest.raises(QueryError):
+        filled.write_query(sql, "csv", str(tmp_path / "out.csv"))
+
+
+def test_a_file_lost_while_its_rows_are_fetched_is_told_as_such(s3_root: tuple[str, dict[str, Any]]) -> None:
+    store = Store(*s3_root, threads=1)
+    for uri in range(8):
+        commit(store, [str(uri)])
+
+    def lose_files(snapshot: Snapshot) -> None:
+        fence(snapshot)
+        with run_sql(store.files, snapshot, "SELECT mask_id, unnest(range(50000)) FROM masks") as rows:
+            rows.read_next_batch()
+            store.files.remove([f.path for f in store.files.list_table("masks")])
+            rows.read_all()
+
+    with store.open_snapshot() as snapshot, pytest.raises(LostFileError, match="went while it was read"):
+        lose_files(snapshot)
 
 
 def test_a_query_within_its_memory_limit_says_so_or_works(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 from store_rows import MODEL, SETTINGS, commit, content_id, fetch, image_row, tables_of
 
 from engine.store import DamagedStoreError, Store
+from engine.store.layout import new_attempt
 from schemas.errors import ConfigError, GapmapError, TransientError
 from schemas.records import PoolItem
 from schemas.tables import TABLES
@@ -161,6 +162,45 @@ def test_masks_deleted_by_hand_are_told(local_store: Store, tmp_path: Path) -> N
     next((tmp_path / "store" / "masks").rglob(f"{attempt}.parquet")).unlink()
     with pytest.raises(DamagedStoreError, match=rf"lacks 1 masks files.*{attempt}"):
         local_store.query("SELECT 1")
+
+
+@pytest.mark.parametrize(
+    ("table", "use"),
+    [
+        ("models", lambda store: store.record_model(MODEL_ROW)),
+        ("images", lambda store: store.find_done(MODEL, SETTINGS)),
+        ("images", lambda store: store.sweep()),
+        ("images", lambda store: commit_copy(store)),
+        ("images", lambda store: store.compact()),
+        ("masks", lambda store: store.query("SELECT sum(area) FROM masks")),
+    ],
+)
+@pytest.mark.parametrize("content", [b"PAR1", b"not Parquet, and longer than a footer"])
+def test_a_damaged_file_is_told(
+    local_store: Store, table: str, use: Callable[[Store], object], content: bytes
+) -> None:
+    commit(local_store, ["a"])
+    local_store.record_model(MODEL_ROW)
+    Path(local_store.files.list_table(table)[0].path).write_bytes(content)
+    with pytest.raises(DamagedStoreError, match="holds a file that is damaged"):
+        use(local_store)
+
+
+def commit_copy(store: Store) -> None:
+    """Commit a row whose attempt has to be looked up."""
+    store.commit_shard(MODEL, *tables_of([image_row("b", content="a", attempt=new_attempt())]))
+
+
+MODEL_ROW = {
+    "model": MODEL,
+    "name": "nano",
+    "version": "0123456789ab",
+    "package": "segment-anything",
+    "source": "here",
+    "sha256": "0" * 64,
+    "parameters": 1,
+    "image_size": 256,
+}
 
 
 @pytest.mark.parametrize(

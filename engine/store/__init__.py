@@ -1,9 +1,10 @@
 """Tables as Parquet on any filesystem: atomic commits, DuckDB views, compaction, export."""
 
+from .connection import DamagedStoreError
 from .done import DoneIndex
 from .export import export_coco
 from .query import FORMATS, write_result
-from .snapshot import DamagedStoreError, Snapshot
+from .snapshot import Snapshot
 from .store import LostMasksError, Store
 
 __all__ = [

@@ -9,26 +9,21 @@ the sweep's work, after a time in which every open reader and writer has come to
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pyarrow as pa
+
 from schemas.tables import TABLES
 
 from .commit import ROW_GROUP_ROWS, publish_images, write_part
+from .connection import DamagedStoreError, explained, open_connection, quote_sql, scan_files
 from .files import StoreFiles
 from .layout import PART_SUFFIX, REPLACES_SUFFIX, SHARD_TABLES, attempt_time, new_attempt, table_path
 from .live import IMAGE_KEY
-from .snapshot import (
-    DamagedStoreError,
-    Snapshot,
-    explain_duckdb,
-    list_parts,
-    open_connection,
-    quote_sql,
-    scan_files,
-)
+from .snapshot import Snapshot, list_parts
 
 _WASTED_SHARE = 0.3
 _MAX_PARTS = 10_000
@@ -59,18 +54,14 @@ def compact_store(
 
     It can be killed at any moment, and run beside writers, readers and other compactions.
     """
-    import duckdb
-
     with Snapshot(files, memory_limit=memory_limit) as snapshot:
         models = sorted({part.model for part in snapshot.parts if model in (None, part.model)})
         groups = [(name, group) for name in models for group in _plan(snapshot, name, target_bytes)]
         for done, (name, group) in enumerate(groups):
             if progress is not None:
                 progress(done, len(groups))
-            try:
+            with explained(files, snapshot.paths):
                 _merge(files, snapshot, name, group)
-            except duckdb.Error as error:
-                raise explain_duckdb(files, error, snapshot.paths) or error from None
         if progress is not None:
             progress(len(groups), len(groups))
     return sum(len(group) for _, group in groups)
@@ -162,7 +153,7 @@ def _merge(files: StoreFiles, snapshot: Snapshot, model: str, group: Sequence[_P
         )
         if "uncertainty" in TABLES[table].names:
             query += " ORDER BY uncertainty DESC"
-        rows = write_part(files, table, model, attempt, con.sql(query).to_arrow_reader(ROW_GROUP_ROWS))
+        rows = write_part(files, table, model, attempt, _rows(files, snapshot, query))
         expected = "SELECT coalesce(sum(n_masks), 0) FROM (SELECT DISTINCT image_id, n_masks FROM internal.merged WHERE moves)"
         if table == "masks" and rows != (count := con.execute(expected).fetchall()[0][0]):
             raise DamagedStoreError(
@@ -176,10 +167,16 @@ def _merge(files: StoreFiles, snapshot: Snapshot, model: str, group: Sequence[_P
     publish_images(files, model, attempt, images.to_arrow_table())
 
 
+def _rows(files: StoreFiles, snapshot: Snapshot, query: str) -> Iterator[pa.RecordBatch]:
+    """A row group at a time. Explained here: where they are written, an OSError would be the file's."""
+    with explained(files, snapshot.paths):
+        yield from snapshot.con.sql(query).to_arrow_reader(ROW_GROUP_ROWS)
+
+
 def _named_attempts(files: StoreFiles) -> set[str]:
     """Attempts that any images part names, replaced parts included."""
     effective, replaced, _ = list_parts(files)
-    with open_connection(files) as con:
+    with explained(files), open_connection(files) as con:
         scan = scan_files(
             con, "images", [files.url(path) for path in (*(f.path for f in effective), *replaced)]
         )

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from schemas.errors import ConfigError, nearest_name
 
+from .connection import quote_sql
 from .files import StoreFiles
 from .query import check_sql, fence, run_sql
-from .snapshot import quote_sql
 
 if TYPE_CHECKING:
     from .snapshot import Snapshot

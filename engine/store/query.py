@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 from schemas.errors import ConfigError, GapmapError, QueryError, nearest_name
 from schemas.tables import TABLES
 
+from .connection import explain_duckdb
 from .files import StoreFiles
-from .snapshot import Snapshot, explain_duckdb
+from .snapshot import Snapshot
 
 if TYPE_CHECKING:
     import duckdb

@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, TypeVar
-from uuid import uuid4
+from typing import TypeVar
 
-from schemas.errors import ConfigError, GapmapError, TransientError
 from schemas.tables import TABLES
 
+from .connection import DamagedStoreError, explained, open_connection, quote_sql, scan_files
 from .files import StoredFile, StoreFiles
 from .layout import PART_SUFFIX, REPLACES_SUFFIX, SHARD_TABLES
 from .live import find_live, name_images
 
-if TYPE_CHECKING:
-    import duckdb
-
 T = TypeVar("T")
-
-
-class DamagedStoreError(GapmapError):
-    """Files and images rows do not agree, which nothing that gapmap does can bring about."""
-
-
-class LostFileError(TransientError):
-    """A file went while it was read: a sweep came between. A fresh snapshot does without it."""
 
 
 def list_parts(files: StoreFiles) -> tuple[list[StoredFile], dict[str, str], list[StoredFile]]:
@@ -65,21 +52,17 @@ class Snapshot:
     def __init__(
         self, files: StoreFiles, *, memory_limit: str | None = None, threads: int | None = None
     ) -> None:
-        import duckdb
-
         self._files = files
         self.parts, _, _ = list_parts(files)
         self.tables = {name: _by_attempt(files.list_table(name)) for name in TABLES if name != "images"}
         self.paths: list[str] = []
         self.con = open_connection(files, memory_limit=memory_limit, threads=threads)
         try:
-            self._find_live()
-            self._create_views()
-        except BaseException as error:
+            with explained(files, self.paths):
+                self._find_live()
+                self._create_views()
+        except BaseException:
             self.con.close()
-            better = explain_duckdb(files, error, self.paths) if isinstance(error, duckdb.Error) else None
-            if better is not None:
-                raise better from None
             raise
 
     def __enter__(self) -> Snapshot:
@@ -166,72 +149,6 @@ class Snapshot:
         self.con.execute(f'CREATE VIEW "{table}" AS SELECT * FROM ({query}){suffix}')
 
 
-def open_connection(
-    files: StoreFiles, *, memory_limit: str | None = None, threads: int | None = None
-) -> duckdb.DuckDBPyConnection:
-    """An in-memory DuckDB connection that can read the store's filesystem, and spills to the temporary folder."""
-    import duckdb
-
-    con = duckdb.connect()
-    con.execute("SET temp_directory = ?", [f"{tempfile.gettempdir()}/gapmap-duckdb-{uuid4().hex}"])
-    con.execute("SET TimeZone = 'UTC'")
-    if memory_limit is not None:
-        try:
-            con.execute("SET memory_limit = ?", [memory_limit])
-        except duckdb.Error as error:
-            raise ConfigError(
-                f"{memory_limit!r} is no memory limit; write for instance '2GB'. {error}"
-            ) from None
-    if threads is not None:
-        con.execute("SET threads = ?", [threads])
-    if not files.is_local:
-        con.register_filesystem(files.fs)
-    return con
-
-
-def scan_files(con: duckdb.DuckDBPyConnection, table: str, urls: Sequence[str], extra: str = "") -> str:
-    """SQL that reads Parquet files with the columns of a table's schema; NULL where a file has none."""
-    kinds = [str(kind) for kind in con.from_arrow(TABLES[table].empty_table()).types]
-    columns = list(zip(TABLES[table].names, kinds, strict=True))
-    if not urls:
-        return "(SELECT " + ", ".join(f'NULL::{kind} AS "{name}"' for name, kind in columns) + " WHERE false)"
-    listed = ", ".join(quote_sql(url) for url in urls)
-    mapped = ", ".join(
-        f"{quote_sql(name)}: {{name: {quote_sql(name)}, type: {quote_sql(kind)}, default_value: NULL}}"
-        for name, kind in columns
-    )
-    return f"read_parquet([{listed}], schema = MAP {{{mapped}}}{extra})"
-
-
-def explain_duckdb(files: StoreFiles, error: Exception, paths: Sequence[str]) -> GapmapError | None:
-    """The error that says what a failed read through DuckDB means; None when it is about something else."""
-    text = files.redact(str(error))
-    # A file that is gone on a registered filesystem makes DuckDB try a folder of that name, which a fence forbids.
-    if any(
-        sign in text
-        for sign in ("No files found", "FileNotFoundError", "No such file", "NoSuchKey", "does not exist in")
-    ) or any(f'"{path}/' in text for path in paths):
-        return LostFileError(f"A file of the store {files.label} went while it was read; try again. {text}")
-    if any(
-        sign in text
-        for sign in (
-            "ConnectionError",
-            "ConnectError",
-            "Timeout",
-            "ConnectionReset",
-            "ConnectionRefused",
-            "SlowDown",
-            "ServiceUnavailable",
-        )
-    ):
-        return TransientError(f"The store {files.label} did not answer as it should; try again. {text}")
-    if "PermissionError" in text or "Credential" in text:
-        return ConfigError(
-            f"The store {files.label} refused access. Check the credentials and its permissions. {text}"
-        )
-    return None
-
-
 _JOINS = {
     "whole": "",
     "partly": "ANTI JOIN (SELECT attempt, image_id FROM internal.hidden WHERE model = {model}) h USING (attempt, image_id)",
@@ -248,8 +165,3 @@ def _by_model(pairs: Iterable[tuple[str, T]]) -> list[tuple[str, list[T]]]:
     for model, value in pairs:
         grouped.setdefault(model, []).append(value)
     return sorted(grouped.items())
-
-
-def quote_sql(value: str) -> str:
-    """A SQL string literal."""
-    return "'" + value.replace("'", "''") + "'"

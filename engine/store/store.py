@@ -13,11 +13,12 @@ from schemas.tables import TABLES
 
 from .commit import commit_attempt, commit_model
 from .compact import compact_store, sweep_store
+from .connection import DamagedStoreError, LostFileError, explained, open_connection, scan_files
 from .done import DoneIndex
 from .files import StoreFiles
 from .layout import PART_SUFFIX, new_attempt
 from .query import Progress, fence, run_sql, write_result
-from .snapshot import DamagedStoreError, LostFileError, Snapshot, list_parts, open_connection, scan_files
+from .snapshot import Snapshot, list_parts
 
 if TYPE_CHECKING:
     import duckdb
@@ -99,7 +100,7 @@ class Store:
             for f in self.files.list_table("models")
             if f.model == record["model"] and f.name.endswith(PART_SUFFIX)
         ]
-        with open_connection(self.files) as con:
+        with explained(self.files), open_connection(self.files) as con:
             scan = scan_files(con, "models", [self.files.url(f.path) for f in stored])
             known = con.sql(f"FROM {scan} ORDER BY created_at DESC LIMIT 1").to_arrow_table()
         commit_model(self.files, known, record)
@@ -171,7 +172,8 @@ class Store:
         for attempt in range(_TRIES):
             with self.open_snapshot() as snapshot:
                 try:
-                    return use(snapshot)
+                    with explained(self.files, snapshot.paths):
+                        return use(snapshot)
                 except LostFileError:
                     if attempt == _TRIES - 1:
                         raise
