@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -22,9 +24,16 @@ if TYPE_CHECKING:
 
 
 class LabelBar:
-    """The bar of `gapmap label`: images done, images/s, time left, masks, errors. A listener of tasks.progress."""
+    """The bar of `gapmap label`: images done, images/s, time left, masks, errors. A listener of tasks.progress.
 
-    def __init__(self) -> None:
+    Off a terminal (a log file, cron) it is a line every so often instead.
+
+    Args:
+        every_s: seconds between such lines.
+    """
+
+    def __init__(self, every_s: float = 30.0) -> None:
+        self._every_s, self._told = every_s, time.monotonic()
         self._console = Console(stderr=True)
         self._bar = Progress(
             SpinnerColumn(),
@@ -57,6 +66,11 @@ class LabelBar:
         rate = (task.completed + images) / task.elapsed if task.elapsed else 0.0
         counts = f"{self._masks} masks" + (f", {self._errors} errors" if self._errors else "")
         self._bar.update(self._task, advance=images, rate=f"{rate:.2f} images/s", counts=counts)
+        if not self._console.is_terminal and time.monotonic() - self._told >= self._every_s:
+            self._told = time.monotonic()
+            left = f", {timedelta(seconds=int(task.time_remaining))} left" if task.time_remaining else ""
+            done = f"{task.completed:.0f}/{task.total or 0:.0f} images"
+            self._console.print(f"{done}, {rate:.2f} images/s, {counts}{left}", highlight=False)
 
     def summarise(self, summary: RunSummary) -> None:
         """Print what the run did."""

@@ -1,0 +1,20 @@
+"""What a person reads while a run works."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from flows.console import LabelBar
+
+
+def test_a_run_that_writes_to_a_log_file_says_how_far_it_is(capfd: pytest.CaptureFixture[str]) -> None:
+    with LabelBar(every_s=0) as bar:
+        bar.start(total=8, done_before=2)
+        for _ in range(4):
+            bar.advance(images=2, masks=10, errors=1)
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[0] == "2 images are in the store already"
+    assert re.match(r"2/8 images, [\d.]+ images/s, 10 masks, 1 errors", lines[1])
+    assert re.match(r"8/8 images, [\d.]+ images/s, 40 masks, 4 errors$", lines[4])
