@@ -19,7 +19,7 @@ StoreOption = Annotated[
 ]
 
 
-class Format(StrEnum):
+class _Format(StrEnum):
     """How a query's result is written."""
 
     table = "table"
@@ -36,7 +36,7 @@ def query(
         ),
     ],
     store: StoreOption,
-    format: Annotated[Format, typer.Option("--format", help="How to write the result.")] = Format.table,
+    format: Annotated[_Format, typer.Option("--format", help="How to write the result.")] = _Format.table,
     out: Annotated[
         str | None, typer.Option("--out", "-o", help="File or URL to write to. Default: standard output.")
     ] = None,
