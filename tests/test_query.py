@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -305,6 +307,37 @@ def test_results_as_files(filled: Store, tmp_path: Path, s3_root: tuple[str, dic
     url, options = s3_root
     write_result(filled.query("SELECT DISTINCT model FROM masks"), "csv", f"{url}/result.csv", options)
     assert fsspec.filesystem("s3", **options).cat_file(f"{url}/result.csv").decode() == f"model\n{MODEL}\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["we\\ird.csv", "plain.csv", "a folder/x.csv", "[1] *?.csv", "memory://x.csv"]
+)
+def test_a_result_goes_exactly_where_it_was_sent(
+    filled: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    import fsspec
+
+    monkeypatch.chdir(tmp_path)
+    filled.write_query("SELECT 1 AS one", "csv", name)
+    fs, path = fsspec.core.url_to_fs(name)
+    assert fs.cat_file(path) == b"one\n1\n"
+    inside = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()]
+    assert inside == ([] if "://" in name else [name])
+
+
+@pytest.mark.skipif(not os.access("/", os.W_OK), reason="the root folder cannot be written")
+@pytest.mark.parametrize("prefix", ["/", "file:///"])
+def test_a_result_can_be_sent_to_the_root_folder(
+    filled: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = Path(f"/gapmap-test-{uuid4().hex}.csv")
+    try:
+        filled.write_query("SELECT 1 AS one", "csv", prefix + out.name)
+        assert out.read_text() == "one\n1\n"
+    finally:
+        out.unlink(missing_ok=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_query_leaves_no_file(filled: Store, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from schemas.errors import ConfigError, nearest_name
 
 from .connection import quote_sql
-from .files import StoreFiles
+from .files import locate_file
 from .query import check_sql, fence, run_sql
 
 if TYPE_CHECKING:
@@ -44,12 +44,11 @@ def export_coco(
 
     Raises ConfigError when the model is unknown or not told, QueryError for a wrong condition.
     """
-    parent, slash, name = out.rpartition("/")
-    target = StoreFiles(parent or slash or ".", storage_options)
+    folder, target = locate_file(out, storage_options)
 
     def run(snapshot: Snapshot) -> tuple[int, int]:
         export = _Export(store, snapshot, _choose_model(snapshot, model), where)
-        target.publish(f"{target.root}/{name}", lambda path: export.write(path, progress))
+        folder.publish(target, lambda path: export.write(path, progress))
         return export.n_images, export.n_annotations
 
     return store.read(run)

@@ -209,6 +209,13 @@ class StoreFiles:
         return redact(text)
 
 
+def locate_file(address: str, storage_options: Mapping[str, Any] | None = None) -> tuple[StoreFiles, str]:
+    """The folder of a file that is to be written, and the file's path as `publish` takes it."""
+    parent, slash, name = address.rpartition("/")
+    folder = StoreFiles(parent + slash or ".", storage_options)
+    return folder, f"{folder.root}/{name}"
+
+
 def _secrets(options: Mapping[Any, Any]) -> Iterator[str]:
     """Every text in the options but addresses; of a connection string its parts, too."""
     for name, value in options.items():

@@ -16,7 +16,7 @@ from schemas.errors import ConfigError, GapmapError, QueryError, nearest_name
 from schemas.tables import TABLES
 
 from .connection import explain_duckdb
-from .files import StoreFiles
+from .files import StoreFiles, locate_file
 from .snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -159,13 +159,12 @@ def write_result(
             )
 
     if isinstance(out, str):
-        parent, _, name = out.replace("\\", "/").rpartition("/")
-        target = StoreFiles(parent or ".", storage_options)
-        target.publish(f"{target.root}/{name}", write)
+        folder, path = locate_file(out, storage_options)
+        folder.publish(path, write)
         return
-    with tempfile.TemporaryDirectory(prefix="gapmap-") as folder:
-        write(Path(folder) / "result")
-        with (Path(folder) / "result").open(encoding="utf-8") as text:
+    with tempfile.TemporaryDirectory(prefix="gapmap-") as temporary:
+        write(Path(temporary) / "result")
+        with (Path(temporary) / "result").open(encoding="utf-8") as text:
             shutil.copyfileobj(text, out)
 
 
