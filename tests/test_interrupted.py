@@ -21,18 +21,24 @@ IMAGES = "SELECT uri, image_id, n_masks, error_kind, settings, model FROM images
 MASKS = "SELECT * EXCLUDE (attempt) FROM masks ORDER BY mask_id"
 
 
+KILLS, IMAGES_IN_POOL = 10, 24
+
+
 def command(pool: Path, store: Path) -> list[str]:
-    options = ["--shard-size", "4", "--batch-size", "2", "--points-per-side", "3"]
+    options = ["--shard-size", "2", "--batch-size", "2", "--points-per-side", "3"]
     return [
         sys.executable, "-m", "flows.cli", "label", str(pool), "--store", str(store), *options,
         "--pred-iou-thresh", "0", "--stability-score-thresh", "0",
     ]  # fmt: skip
 
 
-def run(pool: Path, store: Path, environment: dict[str, str]) -> None:
+def run(pool: Path, store: Path, environment: dict[str, str]) -> float:
+    """Label without a disturbance; returns the seconds it took."""
+    began = time.monotonic()
     subprocess.run(
         command(pool, store), cwd=ROOT, env=environment, check=True, capture_output=True, timeout=900
     )
+    return time.monotonic() - began
 
 
 @pytest.mark.slow
@@ -41,48 +47,56 @@ def test_ten_kills_leave_the_store_of_an_undisturbed_run(
 ) -> None:
     pool = tmp_path / "pool"
     pool.mkdir()
-    for seed in range(60):
+    for seed in range(IMAGES_IN_POOL):
         Image.fromarray(make_scene(seed, 96).image).save(pool / f"{seed:03}.png")
     (pool / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more than this")
-    run(pool, tmp_path / "calm", prefect_server)
+    calm, store = tmp_path / "calm", tmp_path / "killed"
+    whole_s = run(pool, calm, prefect_server)
 
-    store, chance, kills, committed = tmp_path / "killed", random.Random(7), 0, [0]
-    while kills < 10:
+    chance, kills, done, finished = random.Random(7), 0, 0, []
+    while kills < KILLS:
         process = subprocess.Popen(
-            command(pool, store),
-            cwd=ROOT,
-            env=prefect_server,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        # The moment counts from the first sign of labelling, so that every part of a shard is hit, not only the start.
-        seen = len(list(store.rglob("*.parquet")))
-        deadline = time.monotonic() + 120
-        while (
-            len(list(store.rglob("*.parquet"))) == seen
-            and process.poll() is None
-            and time.monotonic() < deadline
-        ):
-            time.sleep(0.02)
-        time.sleep(chance.uniform(0, 0.8))
+            command(pool, store), cwd=ROOT, env=prefect_server, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )  # fmt: skip
+        if kills % 2:  # while it labels: every part of a shard, and what lies between two
+            wait_for_a_new_file(store, process)
+            time.sleep(chance.uniform(0, 0.5))
+        else:  # while it starts, loads, lists and begins
+            time.sleep(chance.uniform(0, whole_s / 2))
         if process.poll() is not None:
             assert process.returncode == 0
-            break
+            finished.append(store)
+            store, done = tmp_path / f"killed-{len(finished)}", 0
+            continue
         process.kill()
         process.wait()
         kills += 1
-        now = Store(str(store)).query("SELECT count(*) AS n FROM images").to_pylist()[0]["n"]
-        assert now >= committed[-1], "what was committed stays"
-        committed.append(now)
-    assert kills >= 5, f"the run ended after {kills} kills: too few to show anything"
+        now = committed(store)
+        assert now >= done, "what was committed stays"
+        done = now
     run(pool, store, prefect_server)
+    for each in (*finished, store):
+        assert_equal_stores(each, calm)
 
-    calm, killed = Store(str(tmp_path / "calm")), Store(str(store))
-    assert without_root(killed.query(IMAGES)) == without_root(calm.query(IMAGES))
-    assert killed.query(MASKS).equals(calm.query(MASKS))
+
+def wait_for_a_new_file(store: Path, process: subprocess.Popen[bytes]) -> None:
+    seen = len(list(store.rglob("*.parquet")))
+    deadline = time.monotonic() + 120
+    while len(list(store.rglob("*.parquet"))) == seen and process.poll() is None:
+        assert time.monotonic() < deadline, "nothing is written"
+        time.sleep(0.02)
+
+
+def committed(store: Path) -> int:
+    return Store(str(store)).query("SELECT count(*) AS n FROM images").to_pylist()[0]["n"]
+
+
+def assert_equal_stores(killed: Path, calm: Path) -> None:
+    assert without_root(Store(str(killed)).query(IMAGES)) == without_root(Store(str(calm)).query(IMAGES))
+    assert Store(str(killed)).query(MASKS).equals(Store(str(calm)).query(MASKS))
     # No shard was labelled twice: rows of superseded commits would still lie in the images files.
-    rows = sum(pa.parquet.read_metadata(path).num_rows for path in (store / "images").rglob("*.parquet"))
-    assert rows == 61
+    rows = sum(pa.parquet.read_metadata(path).num_rows for path in (killed / "images").rglob("*.parquet"))
+    assert rows == IMAGES_IN_POOL + 1
 
 
 def without_root(images: pa.Table) -> list[dict]:
