@@ -109,4 +109,4 @@ def label(
 
 def _absolute(address: str) -> str:
     """A local path made absolute, so that the rows name files wherever the next command is run; URLs stay."""
-    return address if "://" in address else str(Path(address).expanduser().absolute())
+    return address if not address or "://" in address else str(Path(address).expanduser().absolute())

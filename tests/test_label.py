@@ -58,6 +58,16 @@ def test_a_deployment_refuses_addresses_with_credentials(what: str, address: str
     assert "s3cret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("empty", ["pool", "store"])
+def test_an_empty_address_does_not_mean_the_folder_one_is_in(tmp_path: Path, empty: str) -> None:
+    """As of a variable that is not set: gapmap label "$POOL" --store "$STORE"."""
+    given = {"pool": str(tmp_path), "store": str(tmp_path / "store")} | {empty: ""}
+    nobody = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    result = gapmap(nobody, "label", given["pool"], "--store", given["store"])
+    assert result.returncode == 1
+    assert f"{empty}: String should have at least 1 character" in result.stderr
+
+
 @pytest.mark.parametrize("option", ["--shard-size", "--batch-size", "--limit"])
 def test_a_number_below_one_is_refused_with_its_option(small_pool: Path, tmp_path: Path, option: str) -> None:
     result = gapmap(
