@@ -68,10 +68,10 @@ def label(
 
     Example: gapmap label photos/ --store masks/
     """
-    from engine.pool import refuse_credentials
+    from engine.pool import check_address
 
     for what, address in (("pool", pool), ("store", store), ("model", model)):
-        refuse_credentials(address, what)
+        check_address(address, what)
     quiet_prefect()
     tether_server()
     from flows.console import LabelBar
@@ -109,4 +109,4 @@ def label(
 
 def _absolute(address: str) -> str:
     """A local path made absolute, so that the rows name files wherever the next command is run; URLs stay."""
-    return address if not address or "://" in address else str(Path(address).expanduser().absolute())
+    return address if "://" in address else str(Path(address).expanduser().absolute())

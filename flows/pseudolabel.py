@@ -73,12 +73,12 @@ def pseudolabel(
     """
     from engine.models.allocator import keep_freed_memory
     from engine.models.registry import load_segmenter
-    from engine.pool import list_pool, refuse_credentials
+    from engine.pool import check_address, list_pool
     from engine.pseudolabel import Pseudolabeller
     from engine.store import Store
 
     for what, address in (("pool", pool), ("store", store), ("model", model)):
-        refuse_credentials(address, what)
+        check_address(address, what)
     keep_freed_memory()
     log = get_run_logger()
     files = files or PoolSettings()

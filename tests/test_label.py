@@ -65,7 +65,7 @@ def test_an_empty_address_does_not_mean_the_folder_one_is_in(tmp_path: Path, emp
     nobody = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api"}
     result = gapmap(nobody, "label", given["pool"], "--store", given["store"])
     assert result.returncode == 1
-    assert f"{empty}: String should have at least 1 character" in result.stderr
+    assert f"The {empty} needs an address" in result.stderr
 
 
 @pytest.mark.parametrize("option", ["--shard-size", "--batch-size", "--limit"])

@@ -5,10 +5,10 @@ A file that cannot be used is an `ImageError` with a reason, never the end of a 
 
 from __future__ import annotations
 
-from engine.pool.address import refuse_credentials
+from engine.pool.address import check_address
 from engine.pool.listing import list_pool
 from engine.pool.readahead import Outcome, prefetch
 from engine.pool.reading import read_image
 from engine.pool.tiles import tile_boxes
 
-__all__ = ["Outcome", "list_pool", "prefetch", "read_image", "refuse_credentials", "tile_boxes"]
+__all__ = ["Outcome", "check_address", "list_pool", "prefetch", "read_image", "tile_boxes"]

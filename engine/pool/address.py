@@ -138,12 +138,15 @@ def without_credentials(url: str) -> str:
     return "::".join(_clean_part(part) for part in url.split("::"))
 
 
-def refuse_credentials(url: str, what: str) -> None:
-    """Say where credentials belong, if this address of a `what` (a pool, a store …) carries some.
+def check_address(url: str, what: str) -> None:
+    """Check the address of a `what` (a pool, a store …) before anything keeps it.
 
     Raises:
-        ConfigError: it does. The message is free of them.
+        ConfigError: it is empty (which would mean the working folder), or carries credentials. The message
+            is free of them, and says where they belong.
     """
+    if not url:
+        raise ConfigError(f"The {what} needs an address; the one given is empty.")
     clean = without_credentials(url)
     if clean != url:
         raise ConfigError(
