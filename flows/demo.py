@@ -10,14 +10,14 @@ from flows.own_prefect import quiet_prefect, tether_server
 FOLDER = Path("gapmap-demo")
 # Photographs and micrographs that come with scikit-image and scikit-learn.
 _PHOTOS = {
-    "skimage": "data/coins.png data/coffee.png data/chelsea.png data/ihc.png",
+    "skimage": "data/coins.png data/coffee.png data/chelsea.png data/ihc.png data/hubble_deep_field.jpg",
     "sklearn": "datasets/images/china.jpg",
 }
-_SCENES = range(2)
+_SCENES = (3, 7)
 
 
 def make_sample_pool(folder: Path) -> Path:
-    """Five real pictures from installed packages, two procedural scenes, and one broken file, as pools have."""
+    """Six real pictures from installed packages, two procedural scenes, and one broken file, as pools have."""
     import importlib
 
     from PIL import Image
