@@ -24,7 +24,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $@
 
 demo: install  ## label a sample pool and show the ten most uncertain masks
-	PREFECT_API_URL= $(BIN)/python -m flows.demo
+	$(BIN)/python -m flows.demo
 
 test: install lint  ## what CI runs: ruff, mypy, and every test, the long ones against real servers too
 	$(BIN)/python -m pytest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -36,6 +37,11 @@ def make_sample_pool(folder: Path) -> Path:
 
 
 def main() -> None:
+    # A Prefect of the demo's own: what the user set, and a server that may be down, play no part in it.
+    home = (FOLDER / "prefect").absolute()
+    home.mkdir(parents=True, exist_ok=True)
+    os.environ["PREFECT_HOME"] = str(home)
+    os.environ.pop("PREFECT_API_URL", None)
     quiet_prefect()
     tether_server()
     from engine.store import Store
