@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -46,6 +47,22 @@ def test_the_commands_and_the_python_of_the_readme_run(
             timeout=300,
         )
         assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.slow
+def test_the_demo_ends_with_the_ten_most_uncertain_masks_and_a_sheet(tmp_path: Path) -> None:
+    """Also where a Prefect server is set that is down: the demo brings its own."""
+    down = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    command = [sys.executable, "-m", "flows.demo"]
+    result = subprocess.run(command, cwd=tmp_path, env=down, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+    ten = result.stdout.partition("The ten most uncertain masks\n")[2].splitlines()[1:11]
+    scores = [float(line.split()[0]) for line in ten]
+    assert len(scores) == 10
+    assert scores == sorted(scores, reverse=True)
+    assert (tmp_path / "gapmap-demo" / "contact-sheet.png").stat().st_size > 10_000
+    assert "1 truncated" in result.stderr, "the broken file of the pool is told"
+    assert "ERROR" not in result.stderr
 
 
 def test_every_page_and_target_the_readme_names_exists() -> None:
