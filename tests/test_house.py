@@ -15,7 +15,18 @@ from schemas.tables import TABLES
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {"schemas": 0, "engine": 1, "tasks": 2, "flows": 3}
-ROOMS = ("scenes", "pool", "masks", "models", "generate", "store", "learn", "evaluate", "report")  # bottom up
+ROOMS = (
+    "scenes",
+    "pool",
+    "masks",
+    "models",
+    "generate",
+    "uncertainty",
+    "store",
+    "learn",
+    "evaluate",
+    "report",
+)  # bottom up
 FILES = [path for floor in FLOORS for path in sorted((ROOT / floor).rglob("*.py"))]
 
 

@@ -1,0 +1,1 @@
+"""Why a model is unsure of a mask."""
