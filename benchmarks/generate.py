@@ -37,7 +37,7 @@ from engine.generate.defaults import complete_settings  # noqa: E402
 from engine.generate.generator import generate_masks  # noqa: E402
 from engine.masks.rle import mask_iou  # noqa: E402
 from engine.models.allocator import keep_freed_memory  # noqa: E402
-from engine.models.registry import load_segmenter  # noqa: E402
+from engine.models.loading import load_segmenter  # noqa: E402
 from engine.models.segmenter import Segmenter  # noqa: E402
 from schemas.settings import GenerateSettings  # noqa: E402
 

@@ -72,7 +72,7 @@ def pseudolabel(
     Prefect keeps parameters in its database.
     """
     from engine.models.allocator import keep_freed_memory
-    from engine.models.registry import load_segmenter
+    from engine.models.loading import load_segmenter
     from engine.pool import check_address, list_pool
     from engine.pseudolabel import Pseudolabeller
     from engine.store import Store

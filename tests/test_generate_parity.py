@@ -21,8 +21,9 @@ from engine.generate.records import mask_id, mask_table
 from engine.masks.entropy import pixel_entropy
 from engine.masks.geometry import mask_boxes
 from engine.masks.rle import decode_rle, mask_iou
+from engine.models.loading import load_segmenter
 from engine.models.nano import build_sam2_mini, build_sam_nano
-from engine.models.registry import MODELS, load_segmenter
+from engine.models.registry import MODELS
 from engine.models.sam import SamSegmenter
 from engine.models.sam2 import Sam2Segmenter
 from engine.models.segmenter import Segmenter

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from engine.generate.defaults import complete_settings
 from engine.generate.generator import generate_masks
-from engine.models.registry import load_segmenter
+from engine.models.loading import load_segmenter
+from engine.scenes import make_scene
+from schemas.records import Prompts
 from schemas.settings import GenerateSettings
 
 
@@ -44,3 +47,18 @@ def test_a_line_of_pixels_is_an_image_too(model: str, size: tuple[int, int]) -> 
     [masks] = generate_masks(load_segmenter(model, device="cpu"), [pixels], settings)
     assert (masks.height, masks.width) == size
     assert (masks.rows_N["area"] <= size[0] * size[1]).all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+@pytest.mark.parametrize("model", ["sam-nano", "sam2-mini"])
+def test_a_gpu_is_taken_by_itself_and_works_in_bf16(model: str) -> None:
+    on_gpu, on_cpu = load_segmenter(model), load_segmenter(model, device="cpu")
+    assert (on_gpu.device.type, on_gpu.precision) == ("cuda", "bf16")
+    pixels = make_scene(3).image
+    prompts = Prompts(
+        torch.zeros(1, dtype=torch.int64),
+        torch.tensor([[[120.0, 200.0]]]),
+        torch.ones(1, 1, dtype=torch.int64),
+    )
+    masks = [s.decode(s.embed([pixels]), prompts).logits_NMhw.cpu() > 0 for s in (on_gpu, on_cpu)]
+    assert (masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum() > 0.9

@@ -10,7 +10,7 @@ from prefect import flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Failed
 
-from engine.models.registry import load_segmenter
+from engine.models.loading import load_segmenter
 from engine.models.segmenter import Segmenter
 from engine.pseudolabel import Pseudolabeller, ShardReport
 from engine.store import Store

@@ -20,7 +20,8 @@ from engine.learn.data import read_coco, split_groups
 from engine.learn.losses import dice_loss, focal_loss, mask_iou
 from engine.learn.pretrain import train
 from engine.learn.trainee import PromptedModel, describe_start, warm_start
-from engine.models.registry import MODELS, load_segmenter
+from engine.models.loading import load_segmenter
+from engine.models.registry import MODELS
 from schemas.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]

@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from engine.models.architecture import build_model, recognise
 from engine.models.cache import file_sha256
 from engine.models.checkpoint import Checkpoint, fill, read_checkpoint
-from engine.models.registry import MODELS, load_segmenter
+from engine.models.loading import load_segmenter
+from engine.models.registry import MODELS
 from schemas.errors import CheckpointError, ConfigError
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
@@ -164,7 +165,7 @@ def test_missing_shipped_weights_say_how_to_get_them(tmp_path: Path) -> None:
     """A checkout without its weights folder."""
     for floor in ("engine", "schemas"):
         shutil.copytree(REPO_ROOT / floor, tmp_path / floor)
-    code = "from engine.models.registry import load_segmenter; load_segmenter('sam-nano')"
+    code = "from engine.models.loading import load_segmenter; load_segmenter('sam-nano')"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
@@ -174,7 +175,7 @@ def test_missing_shipped_weights_say_how_to_get_them(tmp_path: Path) -> None:
 
 def test_an_official_file_off_line_says_where_to_put_it(cache: Path) -> None:
     """No address is reachable through a proxy that does not exist."""
-    code = "from engine.models.registry import load_segmenter; load_segmenter('sam-vit-b')"
+    code = "from engine.models.loading import load_segmenter; load_segmenter('sam-vit-b')"
     environment = {**os.environ, "https_proxy": "http://127.0.0.1:9", "no_proxy": ""}
     done = subprocess.run(
         [sys.executable, "-c", code],

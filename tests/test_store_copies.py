@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from store_rows import MODEL, SETTINGS, commit, content_id, fetch, image_row, tables_of
 
-from engine.models.registry import load_segmenter
+from engine.models.loading import load_segmenter
 from engine.models.segmenter import Segmenter
 from engine.pool import list_pool
 from engine.pseudolabel import Pseudolabeller

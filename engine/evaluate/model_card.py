@@ -17,7 +17,8 @@ import numpy as np
 from engine.evaluate.points import PointResult, evaluate_points
 from engine.learn.data import SCENE_EVALUATION_SEEDS, LabelledImage, read_coco, scene_images, split_groups
 from engine.models.allocator import keep_freed_memory
-from engine.models.registry import MODELS, load_segmenter
+from engine.models.loading import load_segmenter
+from engine.models.registry import MODELS
 from engine.models.segmenter import Segmenter
 from schemas.errors import ConfigError
 

@@ -1,25 +1,16 @@
-"""Every model by name, and the one way from a name, path or URL to a segmenter.
+"""Every model by name.
 
 Names, addresses, sizes and checksums of the official checkpoints are the publisher's. Importing
-this module is cheap: torch and the packages come with the first model.
+this module is cheap: no torch, no packages of models.
 """
 
 from __future__ import annotations
 
-import re
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from engine.models import cache, download
-from engine.models.transfer import Progress
-from schemas.errors import CheckpointError, ConfigError, nearest_name
-
-if TYPE_CHECKING:
-    import torch
-
-    from engine.models.segmenter import Precision, Segmenter
+from engine.models import cache
 
 WEIGHTS_DIR = Path(__file__).resolve().parents[2] / "weights"
 """Where the weights that come with gapmap are."""
@@ -98,105 +89,3 @@ _ENTRIES = (
 )
 
 MODELS: dict[str, ModelEntry] = {entry.name: entry for entry in _ENTRIES}
-
-
-def load_segmenter(
-    name_or_path: str | Path,
-    *,
-    device: str | torch.device | None = None,
-    precision: Precision = "auto",
-    progress: Progress | None = None,
-) -> Segmenter:
-    """A model ready to use, from a registry name, or a path or fsspec URL of a checkpoint.
-
-    The architecture of a checkpoint is read off its weights. An official file is known by its
-    checksum wherever it lies, and has its registry name; any other is named like its file.
-
-    Args:
-        name_or_path: a key of `MODELS`, or where a .safetensors, .pt or .pth file is.
-        device: cuda, cuda:N, mps or cpu; None for the best there is.
-        precision: `fp32`, `bf16` (CUDA) or `auto` (bf16 on CUDA, else fp32).
-        progress: told how far a download is; None shows a bar on standard error.
-
-    Raises:
-        ConfigError: an unknown name, device or precision, or an address that cannot work.
-        TransientError: the address cannot be reached now.
-        CheckpointError: the file is missing, damaged, refused, or of no known architecture.
-    """
-    asked = str(name_or_path)
-    entry = MODELS.get(asked)
-    with ExitStack() as stack:
-        if progress is None:
-            progress = stack.enter_context(download.progress_bar(Path(asked).name))
-        path = _find_weights(asked, entry, progress)
-    sha256 = cache.file_sha256(path)
-    known = entry or next((e for e in MODELS.values() if e.sha256 == sha256), None)
-
-    from engine.models.architecture import build_model, recognise
-    from engine.models.checkpoint import fill, read_checkpoint
-
-    checkpoint = read_checkpoint(path)
-    like = recognise(checkpoint)
-    architecture = known.name if known else like
-    if architecture is None:
-        raise CheckpointError(
-            f"{path} fits no known architecture. Known: {', '.join(sorted(MODELS))}, and what was "
-            "fine-tuned from them."
-        )
-    image_size = checkpoint.metadata.get("image_size")
-    model = build_model(architecture, image_size=int(image_size) if image_size else None)
-    fill(model, checkpoint, looks_like=like if like != architecture else None)
-    return _segmenter_class(architecture)(
-        model,
-        name=known.name if known else _name_from(path),
-        sha256=sha256,
-        source=_source(asked, path, entry),
-        device=device,
-        precision=precision,
-    )
-
-
-def _find_weights(asked: str, entry: ModelEntry | None, progress: Progress) -> Path:
-    if entry is None:
-        if not _is_address(asked):
-            raise ConfigError(
-                f"There is no model {asked!r}. {nearest_name(asked, MODELS)} Or give the path or URL of a "
-                "checkpoint (.safetensors, .pt, .pth)."
-            )
-        return download.local_copy(asked, progress=progress)
-    if entry.kind == "official":
-        return download.fetch(
-            entry.url, entry.path, size_bytes=entry.size_bytes, sha256=entry.sha256, progress=progress
-        )
-    if not entry.path.is_file():
-        raise CheckpointError(
-            f"{entry.path} is missing. It comes with gapmap: restore it, or train it anew with: make weights"
-        )
-    return entry.path
-
-
-def _is_address(asked: str) -> bool:
-    return "/" in asked or "\\" in asked or asked.endswith((".safetensors", ".pt", ".pth"))
-
-
-def _name_from(path: Path) -> str:
-    """A file's name as a model name: also fit for a folder of the store."""
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", path.stem).strip("-.") or "model"
-
-
-def _source(asked: str, path: Path, entry: ModelEntry | None) -> str:
-    if entry is not None:
-        return entry.url or f"weights/{path.name}"
-    from engine.pool.address import without_credentials
-
-    return without_credentials(asked) if "://" in asked else str(path.resolve())
-
-
-def _segmenter_class(name: str) -> type[Segmenter]:
-    if MODELS[name].package == "sam2":
-        from engine.models.sam2 import Sam2Segmenter
-
-        return Sam2Segmenter
-    from engine.models.sam import SamSegmenter
-
-    return SamSegmenter
