@@ -123,6 +123,13 @@ def test_sam2_mini_begins_as_good_as_sam_nano_ended() -> None:
     assert (iou - mini_iou).abs().max() < 1e-5
 
 
+def test_a_model_that_starts_from_its_own_kind_takes_everything() -> None:
+    mini = PromptedModel("sam2-mini")
+    given = load_file(MODELS["sam2-mini"].path)
+    assert warm_start(mini.net, MODELS["sam2-mini"].path) == len(given)
+    assert all(torch.equal(value, given[name].float()) for name, value in mini.net.state_dict().items())
+
+
 def test_shipped_weights_say_what_they_learnt_from() -> None:
     for name in ("sam-nano", "sam2-mini"):
         about = describe_start(MODELS[name].path)

@@ -91,7 +91,7 @@ def warm_start(net: nn.Module, weights: Path) -> int:
             "sam_mask_decoder.", "mask_decoder."
         )
         theirs = theirs.replace(".mlp.layers.0.", ".mlp.lin1.").replace(".mlp.layers.1.", ".mlp.lin2.")
-        source = given.get(theirs)
+        source = given.get(name, given.get(theirs))
         if (
             source is None
             or source.dim() != value.dim()
@@ -103,7 +103,7 @@ def warm_start(net: nn.Module, weights: Path) -> int:
         value[tuple(slice(side) for side in source.shape)] = source.to(value)
         copied += 1
     no_memory = net.state_dict().get("no_mem_embed")
-    if no_memory is not None:
+    if no_memory is not None and "no_mem_embed" not in given:
         no_memory.zero_()
     return copied
 
