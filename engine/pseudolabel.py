@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,14 +18,13 @@ from engine.generate.records import ImageMasks, mask_table
 from engine.models.segmenter import Segmenter
 from engine.pool import Outcome, prefetch
 from engine.store import DoneIndex, LostMasksError, Store
+from engine.store.image_rows import IMAGE_ROWS, image_row
+from engine.uncertainty.heads import HeadSet
 from schemas.errors import ConfigError, ImageError, TransientError
 from schemas.records import PoolImage, PoolItem
 from schemas.settings import GenerateSettings, PoolSettings
-from schemas.tables import IMAGES
 
 OnImage = Callable[[int, int, int], None]
-
-_IMAGE_ROWS = pa.schema([field for field in IMAGES if field.name not in ("model", "committed_at")])
 
 
 @dataclass
@@ -67,7 +67,11 @@ class Pseudolabeller:
         store: where the rows go.
         generate: which masks are kept; thresholds not set explicitly are the model's own.
         pool: how large a file may be.
+        heads: that score the masks; None for none.
         batch_size: images read, embedded and decoded together.
+
+    Raises:
+        ConfigError: the heads were fitted to another model.
     """
 
     def __init__(
@@ -77,11 +81,20 @@ class Pseudolabeller:
         generate: GenerateSettings,
         pool: PoolSettings,
         *,
+        heads: HeadSet | None = None,
         batch_size: int = 4,
     ) -> None:
+        if heads:
+            heads.check_model(segmenter.model_id)
+        self._heads = heads
         self._segmenter = segmenter
         self._store = store
         self._generate = complete_settings(generate, segmenter)
+        # Other heads make other scores, so they are settings: with new ones, images are labelled anew.
+        self._settings = json.dumps(
+            {**json.loads(self._generate.canonical()), "heads": heads.version if heads else None},
+            sort_keys=True,
+        )
         self._pool = pool
         self._batch_size = batch_size
         self._done: DoneIndex | None = None
@@ -95,7 +108,7 @@ class Pseudolabeller:
             retry_errors: leave out images that could not be used, so that they are tried again.
         """
         self._done = self._store.find_done(
-            self._segmenter.model_id, self._generate.canonical(), retry_errors=retry_errors
+            self._segmenter.model_id, self._settings, retry_errors=retry_errors
         )
         self._since.clear()
         return self._done
@@ -150,7 +163,7 @@ class Pseudolabeller:
                 raise TransientError(
                     "The pool's storage fails for every image of the shard. Run it again later."
                 )
-            images = pa.Table.from_pylist(shard.image_rows, _IMAGE_ROWS)
+            images = pa.Table.from_pylist(shard.image_rows, IMAGE_ROWS)
             masks = {"masks": pa.concat_tables(shard.masks)} if shard.masks else {}
             attempt = self._store.commit_shard(self._segmenter.model_id, images, masks)
         except BaseException:
@@ -172,7 +185,8 @@ class Pseudolabeller:
         new = [image for image_id, image in fresh.items() if image_id not in elsewhere]
         made = self._make_masks(new)
         for image, masks in zip(new, made, strict=True):
-            shard.masks.append(mask_table(masks, image.image_id, self._segmenter.model_id))
+            heads = self._heads.version if self._heads else None
+            shard.masks.append(mask_table(masks, image.image_id, self._segmenter.model_id, heads))
             shard.known[image.image_id] = _Place(len(masks), None)
         shard.known.update(elsewhere)
         shard.image_rows += [self._image_row(image, shard.known[image.image_id]) for image in read]
@@ -198,7 +212,9 @@ class Pseudolabeller:
 
         try:
             return (
-                generate_masks(self._segmenter, [image.pixels for image in images], self._generate)
+                generate_masks(
+                    self._segmenter, [image.pixels for image in images], self._generate, scorer=self._heads
+                )
                 if images
                 else []
             )
@@ -210,35 +226,20 @@ class Pseudolabeller:
 
     def _image_row(self, image: PoolImage, known: _Place) -> dict[str, Any]:
         height, width = image.pixels.shape[:2]
-        return {
-            **self._item_row(image.item),
-            "image_id": image.image_id,
-            "file_bytes": image.file_bytes,
-            "width": width,
-            "height": height,
-            "mode": image.mode,
-            "n_masks": known.n_masks,
-            "attempt": known.attempt,
-        }
+        return image_row(
+            image.item,
+            self._settings,
+            image_id=image.image_id,
+            file_bytes=image.file_bytes,
+            width=width,
+            height=height,
+            mode=image.mode,
+            n_masks=known.n_masks,
+            attempt=known.attempt,
+        )
 
     def _error_row(self, item: PoolItem, error: ImageError) -> dict[str, Any]:
-        return {**self._item_row(item), "n_masks": 0, "error_kind": error.kind, "error": str(error)}
-
-    def _item_row(self, item: PoolItem) -> dict[str, Any]:
-        return {
-            "image_id": None,
-            "uri": item.uri,
-            "fingerprint": item.fingerprint,
-            "file_bytes": item.file_bytes,
-            "width": None,
-            "height": None,
-            "mode": None,
-            "n_masks": 0,
-            "error_kind": None,
-            "error": None,
-            "settings": self._generate.canonical(),
-            "attempt": None,
-        }
+        return image_row(item, self._settings, error_kind=error.kind, error=str(error))
 
 
 def _batches(outcomes: Iterable[Any], size: int) -> Iterator[list[Any]]:

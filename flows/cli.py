@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.evaluate_commands import evaluate
+from flows.head_commands import fit_heads
 from flows.label_command import label
 from flows.store_commands import compact, export, query, sheet
 from schemas.errors import GapmapError
@@ -20,8 +22,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-for _command in (label, query, export, compact, sheet):
+for _command in (label, query, export, compact, sheet, fit_heads):
     app.command()(_command)
+app.add_typer(evaluate)
 
 
 @app.command()

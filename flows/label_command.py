@@ -61,6 +61,12 @@ def label(
     retry_errors: Annotated[
         bool, typer.Option("--retry-errors", help="Try images again that could not be read before.")
     ] = False,
+    heads: Annotated[
+        str | None,
+        typer.Option(
+            help="File of heads that score the masks (see: gapmap fit-heads), or none. Default: those beside the weights."
+        ),
+    ] = None,
 ) -> None:
     """Mask every image of a pool; what is in the store already is not done again.
 
@@ -103,6 +109,7 @@ def label(
             limit=limit,
             device=device,
             retry_errors=retry_errors,
+            heads=heads if heads in (None, "none") else _absolute(heads),
         )
     bar.summarise(summary)
 

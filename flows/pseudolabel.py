@@ -65,6 +65,12 @@ def pseudolabel(
     retry_errors: Annotated[
         bool, Field(description="try images again that earlier runs could not read")
     ] = False,
+    heads: Annotated[
+        str | None,
+        Field(
+            description="file of the heads that score the masks, or none; those beside the weights if not given"
+        ),
+    ] = None,
 ) -> RunSummary:
     """Label every image of the pool that the store does not hold yet for this model and these settings.
 
@@ -76,6 +82,7 @@ def pseudolabel(
     from engine.pool import check_address, list_pool
     from engine.pseudolabel import Pseudolabeller
     from engine.store import Store
+    from engine.uncertainty.head_files import find_heads
 
     for what, address in (("pool", pool), ("store", store), ("model", model)):
         check_address(address, what)
@@ -84,7 +91,14 @@ def pseudolabel(
     files = files or PoolSettings()
     target = Store(store)
     segmenter = load_segmenter(model, device=device)
-    labeller = Pseudolabeller(segmenter, target, generate or GenerateSettings(), files, batch_size=batch_size)
+    labeller = Pseudolabeller(
+        segmenter,
+        target,
+        generate or GenerateSettings(),
+        files,
+        heads=find_heads(segmenter, heads),
+        batch_size=batch_size,
+    )
     done = labeller.find_done(retry_errors=retry_errors)
 
     # The pool is listed twice, so that a pool of any size has a known end without being held in memory.

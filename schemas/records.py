@@ -7,7 +7,8 @@ top-left corner of the top-left pixel; "input" = the model's square input.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -99,3 +100,54 @@ class Decoded:
     iou_token_NC: torch.Tensor
     mask_tokens_N4C: torch.Tensor
     prompt_N: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Siblings:
+    """For N masks, what the decoder said of the prompt each is from, and of all three outputs of it.
+
+    Attributes:
+        iou_token_NC, mask_tokens_N4C, iou_N3: as in `Decoded`.
+        overlap_N33: IoU between the three outputs on a coarse grid, 0..1.
+        coverage_N3: share of the image (or crop) that each output covers, 0..1.
+    """
+
+    iou_token_NC: torch.Tensor
+    mask_tokens_N4C: torch.Tensor
+    iou_N3: torch.Tensor
+    overlap_N33: torch.Tensor
+    coverage_N3: torch.Tensor
+
+    def pick(self, index_K: torch.Tensor) -> Siblings:
+        """The same of the masks at these positions, in this order."""
+        return Siblings(*(getattr(self, item.name)[index_K] for item in fields(self)))
+
+    @staticmethod
+    def join(parts: Sequence[Siblings]) -> Siblings:
+        """Those of several batches, one after another."""
+        import torch
+
+        return Siblings(
+            *(torch.cat([getattr(part, item.name) for part in parts]) for item in fields(Siblings))
+        )
+
+
+@dataclass(frozen=True)
+class MaskEvidence:
+    """All that N masks can be scored by, on the model's device.
+
+    Attributes:
+        siblings: of the prompts they are from.
+        output_N: which of the three outputs each mask is, int64.
+        stability_N: IoU of the mask cut above and below the threshold, 0..1.
+        entropy_N: mean pixel entropy inside the box, bits.
+        area_N: share of the image (or crop) that the mask covers, 0..1.
+        fill_N: share of its box that it covers, 0..1.
+    """
+
+    siblings: Siblings
+    output_N: torch.Tensor
+    stability_N: torch.Tensor
+    entropy_N: torch.Tensor
+    area_N: torch.Tensor
+    fill_N: torch.Tensor

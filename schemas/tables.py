@@ -73,8 +73,42 @@ MASKS = pa.schema(
             pa.float32(),
             "mean pixel entropy of the mask's probabilities inside its box, bits, 0..1",
         ),
+        _field(
+            "model_gap",
+            pa.float32(),
+            "IoU that the larger model is expected to gain over this mask, -1..1; NULL without such a head",
+            nullable=True,
+        ),
+        _field(
+            "prompt_gap",
+            pa.float32(),
+            "IoU that a dense prompt (8 points) is expected to gain over this mask, -1..1; NULL without heads",
+            nullable=True,
+        ),
+        _field(
+            "task_gap",
+            pa.float32(),
+            "IoU that the best of the prompt's three masks is expected to gain over this one, -1..1; NULL without heads",
+            nullable=True,
+        ),
+        _field(
+            "predicted_iou",
+            pa.float32(),
+            "calibrated IoU of the mask with the object it matches best, 0..1; NULL without heads",
+            nullable=True,
+        ),
+        _field(
+            "heads",
+            pa.string(),
+            "head set that made the gaps, first 12 hex digits of its SHA-256; NULL without heads",
+            nullable=True,
+        ),
         _field("uncertainty", pa.float32(), "what masks are ranked by, 0..1; see uncertainty_source"),
-        _field("uncertainty_source", pa.string(), "how uncertainty was made: sam_score = 1 - sam_score"),
+        _field(
+            "uncertainty_source",
+            pa.string(),
+            "how uncertainty was made: predicted_iou = 1 - predicted_iou; sam_score = 1 - sam_score, without heads",
+        ),
         _ATTEMPT,
     ]
 )
@@ -93,4 +127,49 @@ MODELS = pa.schema(
     ]
 )
 
-TABLES: dict[str, pa.Schema] = {"images": IMAGES, "masks": MASKS, "models": MODELS}
+_OUTPUTS = pa.list_(pa.float32(), 3)
+
+TOKENS = pa.schema(
+    [
+        _field("sample_id", pa.string(), "hash of image, object and point, 32 hex digits"),
+        _field("image_id", pa.string(), "image the object is in"),
+        _field("data", pa.string(), "labelled set the image belongs to"),
+        _field("image", pa.string(), "name of the image in its set"),
+        _field("group", pa.string(), "images of one group are never split"),
+        _field("task", pa.string(), "what the object is: salient, entity or part"),
+        _field("object", pa.int32(), "which of the image's masks is meant"),
+        _field("object_area", pa.int64(), "pixels of that mask"),
+        _field("prompt", pa.string(), "how the point was drawn: central or random"),
+        _field("point_x", pa.float32(), "x of the point prompt, image pixels"),
+        _field("point_y", pa.float32(), "y of the point prompt, image pixels"),
+        _field("iou_token", pa.list_(pa.float32()), "IoU token after the decoder, rounded to fp16"),
+        _field(
+            "mask_tokens",
+            pa.list_(pa.float32()),
+            "the four mask tokens after the decoder, one after another, rounded to fp16",
+        ),
+        _field("features", pa.list_(pa.float32()), "features of the three masks, one after another"),
+        _field("sam_score", _OUTPUTS, "the model's own IoU estimate of its three masks, about 0..1"),
+        _field("entropy", _OUTPUTS, "mean pixel entropy inside the box of each mask, bits, 0..1"),
+        _field("iou", _OUTPUTS, "true IoU of the three masks with the object that is meant, 0..1"),
+        _field(
+            "iou_nearest",
+            _OUTPUTS,
+            "true IoU of each mask with the object under the point that it matches best",
+        ),
+        _field("iou_dense", pa.float32(), "true IoU of what the model picks with a dense prompt (8 points)"),
+        _field("iou_larger", pa.float32(), "true IoU of what the larger model picks", nullable=True),
+        _field(
+            "h_theta", pa.float32(), "entropy over model sizes, bits; NULL unless asked for", nullable=True
+        ),
+        _field("h_xp", pa.float32(), "entropy over prompts, bits; NULL unless asked for", nullable=True),
+        _field(
+            "h_a", pa.float32(), "entropy over the three masks, bits; NULL unless asked for", nullable=True
+        ),
+        _field("h_y", pa.float32(), "entropy over all of these, bits; NULL unless asked for", nullable=True),
+        _MODEL,
+        _ATTEMPT,
+    ]
+)
+
+TABLES: dict[str, pa.Schema] = {"images": IMAGES, "masks": MASKS, "tokens": TOKENS, "models": MODELS}

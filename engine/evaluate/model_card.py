@@ -7,22 +7,26 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
 from engine.evaluate.points import PointResult, evaluate_points
-from engine.learn.data import SCENE_EVALUATION_SEEDS, LabelledImage, read_coco, scene_images, split_groups
+from engine.learn.data import (
+    SCENE_EVALUATION_SEEDS,
+    LabelledImage,
+    read_coco,
+    scene_images,
+    split_groups,
+    spread_evenly,
+)
 from engine.models.allocator import keep_freed_memory
 from engine.models.loading import load_segmenter
 from engine.models.registry import MODELS
 from engine.models.segmenter import Segmenter
 from schemas.errors import ConfigError
-
-T = TypeVar("T")
 
 _SEEN = ("labelled", "everyday")  # folders whose first four fifths are training data; all else is unseen
 
@@ -54,7 +58,9 @@ def evaluation_sets(
             sets[folder.name] = kept_out
     sets["procedural scenes"] = scene_images(SCENE_EVALUATION_SEEDS[:images], 384)
     return {
-        name: [_thin(image, masks_per_image) for image in _spread([i for i in chosen if i.masks], images)]
+        name: [
+            _thin(image, masks_per_image) for image in spread_evenly([i for i in chosen if i.masks], images)
+        ]
         for name, chosen in sets.items()
     }
 
@@ -71,14 +77,7 @@ def measure(segmenter: Segmenter, sets: dict[str, list[LabelledImage]]) -> dict[
 
 
 def _thin(image: LabelledImage, most: int) -> LabelledImage:
-    return replace(image, masks=tuple(_spread(image.masks, most)))
-
-
-def _spread(items: Sequence[T], most: int) -> list[T]:
-    """At most so many of the items, evenly spread, in their order."""
-    if len(items) <= most:
-        return list(items)
-    return [items[i] for i in np.linspace(0, len(items) - 1, most).round().astype(int)]
+    return replace(image, masks=tuple(spread_evenly(image.masks, most)))
 
 
 def _summary(images: list[LabelledImage], results: list[PointResult]) -> dict[str, float]:

@@ -13,29 +13,37 @@ import torch
 from torchvision.ops.boxes import batched_nms
 
 from engine.generate.enlarge import Enlargement
-from engine.generate.records import MASK_ROW
+from engine.generate.records import MASK_ROW, SCORES, Scorer
 from engine.generate.views import View
 from engine.masks.entropy import mean_entropy
 from engine.masks.geometry import touches_edge
+from engine.masks.overlap import compare_outputs
 from engine.models.segmenter import Segmenter
+from schemas.records import MaskEvidence, Siblings
 from schemas.settings import GenerateSettings
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """The decoder's masks and predicted IoU for P prompts of one view."""
+    """The decoder's masks, predicted IoU and tokens for P prompts of one view."""
 
     points_P2: np.ndarray
     logits_PMhw: torch.Tensor
     iou_PM: torch.Tensor
+    iou_token_PC: torch.Tensor
+    mask_tokens_P4C: torch.Tensor
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Masks of one view that passed the filters: rows (boxes in the image frame) and logits on the grid."""
+    """Masks of one view that passed the filters: rows (boxes in the image frame) and logits on the grid.
+
+    `siblings` is what they are scored by later, where somebody is to score them.
+    """
 
     rows_N: np.ndarray
     logits_Nhw: torch.Tensor
+    siblings: Siblings | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,8 @@ def filter_outputs(
     view: View,
     outputs: Outputs,
     settings: GenerateSettings,
+    *,
+    for_scorer: bool = False,
 ) -> Candidates:
     """Drop outputs by predicted IoU, then by stability, then those that a crop's edge cut.
 
@@ -67,6 +77,7 @@ def filter_outputs(
         view: that was prompted.
         outputs: what the view's prompts, in its pixels, were decoded to.
         settings: the thresholds.
+        for_scorer: keep what a scorer looks at, too.
     """
     scores_N, logits_Nhw = outputs.iou_PM.flatten(), outputs.logits_PMhw.flatten(0, 1)
     order_N = torch.arange(len(scores_N), device=scores_N.device)
@@ -97,7 +108,26 @@ def filter_outputs(
     # The packages' boxes end at the last pixel, not behind it.
     cut_N = touches_edge(_inclusive(rows_N), np.array(view.crop), np.array(view.tile))
     whole_N = torch.from_numpy(np.flatnonzero(~cut_N)).to(kept_N.device)
-    return Candidates(rows_N[~cut_N], logits_Nhw[kept_N[whole_N]])
+    siblings = None
+    if for_scorer:
+        prompt_N = order_N[kept_N[whole_N]] // outputs.iou_PM.shape[1]
+        siblings = _find_siblings(segmenter, view, outputs, prompt_N)
+    return Candidates(rows_N[~cut_N], logits_Nhw[kept_N[whole_N]], siblings)
+
+
+def _find_siblings(segmenter: Segmenter, view: View, outputs: Outputs, prompt_N: torch.Tensor) -> Siblings:
+    """What the scorer is told of each mask's prompt; prompts without any mask left are not looked at."""
+    used_U, place_N = prompt_N.unique(return_inverse=True)
+    overlap_U33, coverage_U3 = compare_outputs(
+        outputs.logits_PMhw[used_U], segmenter.mask_threshold, segmenter.mask_extent(view.size)
+    )
+    return Siblings(
+        outputs.iou_token_PC[prompt_N],
+        outputs.mask_tokens_P4C[prompt_N],
+        outputs.iou_PM[prompt_N],
+        overlap_U33[place_N],
+        coverage_U3[place_N],
+    )
 
 
 def draw_view(
@@ -106,20 +136,50 @@ def draw_view(
     view: View,
     parts: Sequence[Candidates],
     settings: GenerateSettings,
+    scorer: Scorer | None = None,
 ) -> Drawn:
-    """Suppress duplicates within a view, then draw what is left and measure its entropy."""
+    """Suppress duplicates within a view, then draw what is left, measure its entropy and let it be scored."""
     rows_N = np.concatenate([part.rows_N for part in parts])
     kept_N = suppress(rows_N, rows_N["sam_score"], settings.box_nms_thresh)
     rows_N = rows_N[kept_N]
     logits_Nhw = torch.cat([part.logits_Nhw for part in parts])
-    logits_Nhw = logits_Nhw[torch.from_numpy(kept_N).to(logits_Nhw.device)]
+    place_N = torch.from_numpy(kept_N).to(logits_Nhw.device)
+    logits_Nhw = logits_Nhw[place_N]
 
     boxes_N4 = torch.from_numpy(rows_N["box"] - np.tile(view.crop[:2], 2)).to(logits_Nhw.device)
     pixels = enlargement.draw(logits_Nhw, segmenter.mask_threshold, boxes_N4)
     (height, width), (rows, columns) = view.size, segmenter.mask_extent(view.size)
     cells_4 = torch.tensor([columns / width, rows / height] * 2, device=logits_Nhw.device)
-    rows_N["entropy"] = mean_entropy(logits_Nhw, boxes_N4 * cells_4).cpu().numpy()
+    entropy_N = mean_entropy(logits_Nhw, boxes_N4 * cells_4)
+    rows_N["entropy"] = entropy_N.cpu().numpy()
+    for name in SCORES:
+        rows_N[name] = np.nan
+    siblings = [part.siblings for part in parts if part.siblings is not None]
+    if scorer is not None and siblings:
+        evidence = gather_evidence(Siblings.join(siblings).pick(place_N), rows_N, view.size, entropy_N)
+        scores = scorer.score_masks(evidence)
+        for name, score_N in zip(scores, torch.stack(list(scores.values())).cpu().numpy(), strict=True):
+            rows_N[name] = score_N
     return Drawn(rows_N, pixels)
+
+
+def gather_evidence(
+    siblings: Siblings, rows_N: np.ndarray, size: tuple[int, int], entropy_N: torch.Tensor
+) -> MaskEvidence:
+    """What N masks of one view are scored by, on the device of `entropy_N`.
+
+    Args:
+        siblings: of each mask.
+        rows_N: array of `MASK_ROW`.
+        size: (height, width) of the view, pixels.
+        entropy_N: mean pixel entropy of each, bits.
+    """
+    x0, y0, x1, y1 = rows_N["box"].T.astype(np.float32)
+    box_N = np.maximum((x1 - x0) * (y1 - y0), 1)
+    measures = np.stack([rows_N["stability"], rows_N["area"] / (size[0] * size[1]), rows_N["area"] / box_N])
+    stability_N, area_N, fill_N = torch.from_numpy(measures.astype(np.float32)).to(entropy_N.device)
+    output_N = torch.from_numpy(rows_N["output_index"].astype(np.int64)).to(entropy_N.device)
+    return MaskEvidence(siblings, output_N, stability_N, entropy_N, area_N, fill_N)
 
 
 def suppress(rows_N: np.ndarray, scores_N: np.ndarray, iou_threshold: float) -> np.ndarray:

@@ -17,7 +17,7 @@ import torch
 from engine.generate.defaults import complete_settings
 from engine.generate.enlarge import Enlargement
 from engine.generate.filters import Drawn, Outputs, draw_view, filter_outputs, suppress
-from engine.generate.records import ImageMasks
+from engine.generate.records import ImageMasks, Scorer
 from engine.generate.seams import merge_tiles
 from engine.generate.views import Box, View, plan_views
 from engine.masks.geometry import mask_boxes, paste_crop, remove_small_regions
@@ -36,6 +36,7 @@ def generate_masks(
     images: Sequence[np.ndarray],
     settings: GenerateSettings,
     *,
+    scorer: Scorer | None = None,
     points_per_batch: int | None = None,
     images_per_batch: int = 4,
     on_progress: Callable[[int], None] | None = None,
@@ -50,6 +51,7 @@ def generate_masks(
         segmenter: the model.
         images: uint8 HW3 RGB; sizes may differ.
         settings: which masks are kept; thresholds that are None are those that suit the model.
+        scorer: scores the masks that are kept (such as a `HeadSet`); None leaves their scores NaN.
         points_per_batch: prompts decoded at once; by default 32 on a CPU, else 64.
         images_per_batch: images, crops or tiles embedded at once.
         on_progress: called with the number of images done so far.
@@ -64,7 +66,7 @@ def generate_masks(
     settings = complete_settings(settings, segmenter)
     points_per_batch = points_per_batch or _POINTS_PER_BATCH.get(segmenter.device.type, 64)
     views = [view for i, image in enumerate(images) for view in plan_views(i, image.shape[:2], settings)]
-    drawn = _draw_views(segmenter, images, views, settings, points_per_batch, images_per_batch)
+    drawn = _draw_views(segmenter, images, views, settings, scorer, points_per_batch, images_per_batch)
     results = []
     for index, of_image in groupby(drawn, key=lambda pair: pair[0].image):
         height, width = images[index].shape[:2]
@@ -84,6 +86,7 @@ def _draw_views(
     images: Sequence[np.ndarray],
     views: Sequence[View],
     settings: GenerateSettings,
+    scorer: Scorer | None,
     points_per_batch: int,
     images_per_batch: int,
 ) -> Iterator[tuple[View, Drawn]]:
@@ -102,8 +105,11 @@ def _draw_views(
         for index, outputs in groupby(decoded, key=lambda pair: pair[0]):
             view = batch[index]
             enlargement = enlargements[view.size]
-            parts = [filter_outputs(segmenter, enlargement, view, part, settings) for _, part in outputs]
-            yield view, draw_view(segmenter, enlargement, view, parts, settings)
+            parts = [
+                filter_outputs(segmenter, enlargement, view, part, settings, for_scorer=scorer is not None)
+                for _, part in outputs
+            ]
+            yield view, draw_view(segmenter, enlargement, view, parts, settings, scorer)
 
 
 def _decode_views(
@@ -137,6 +143,8 @@ def _decode_views(
                     points_P2[kept_K[first:last]],
                     decoded.logits_NMhw[first:last],
                     decoded.iou_NM[first:last],
+                    decoded.iou_token_NC[first:last],
+                    decoded.mask_tokens_N4C[first:last],
                 ),
             )
 

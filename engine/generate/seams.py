@@ -14,7 +14,7 @@ from itertools import combinations
 import numpy as np
 
 from engine.generate.filters import suppress
-from engine.generate.records import ImageMasks
+from engine.generate.records import SCORES, ImageMasks
 from engine.generate.views import Box
 from engine.masks.geometry import touches_edge
 from engine.masks.rle import combine_rle, encode_crops, mask_iou, measure_rle
@@ -146,6 +146,6 @@ def _settle(
         rle = combine_rle([rles[i] for i in members], height, width)
         areas, boxes_N4 = measure_rle([rle], height, width)
         row["area"], row["box"] = areas[0], boxes_N4[0]
-        for score in ("sam_score", "stability", "entropy"):
+        for score in ("sam_score", "stability", "entropy", *SCORES):
             row[score] = np.average(rows_N[score][members], weights=rows_N["area"][members])
     return row, rle

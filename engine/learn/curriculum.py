@@ -7,7 +7,6 @@ means the thing under it, then everything mixed, then whole images at the full i
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,10 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from engine.learn.augment import View, draw_view
-from engine.learn.data import LabelledImage, make_training_scenes, read_coco, split_groups
+from engine.learn.data import LabelledImage, learnable_images, make_training_scenes, read_coco
 
-_UNKNOWN = ("purple_", "bright_1024")  # modalities that the active-learning loop must discover by itself
-_KEPT_OUT = Path(__file__).parents[2] / "weights" / "kept-out.json"
 _SCENE_SIZE = 384
 _AHEAD = 3
 
@@ -67,18 +64,12 @@ def curriculum(image_size: int, dense: float) -> tuple[Phase, ...]:
 def read_sources(recipe: Recipe, data: list[Path], workers: int) -> list[list[LabelledImage]]:
     """Images that may be learnt from: crowds (dense labelled sets and crowd scenes), scenes, photos; in this order.
 
-    Left out are the kept-out groups of each set, the images listed in `weights/kept-out.json` (wherever a
-    changed set's groups may fall now), and the unknown modalities.
+    Of the labelled sets, what `learnable_images` leaves out is not touched.
     """
-    kept_out = {name for names in json.loads(_KEPT_OUT.read_text()).values() for name in names}
     dense: list[LabelledImage] = []
     photos: list[LabelledImage] = []
     for path in data:
-        training = [
-            image.preload()
-            for image in split_groups(read_coco(path))[0]
-            if image.name not in kept_out and not image.modality.startswith(_UNKNOWN)
-        ]
+        training = [image.preload() for image in learnable_images(read_coco(path))]
         (dense if any(image.modality for image in training) else photos).extend(training)
     scenes = make_training_scenes(recipe.scenes, _SCENE_SIZE, workers)
     crowds = [scene for scene in scenes if scene.modality == "crowd"]

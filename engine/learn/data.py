@@ -5,12 +5,15 @@ Splits go by image group and are fixed: of each set's groups, sorted by name, th
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -18,9 +21,14 @@ from pycocotools import mask as coco_mask
 from engine.scenes import make_scene
 from schemas.errors import ConfigError
 
+T = TypeVar("T")
+
 KEPT_OUT_SHARE = 0.2
 SCENE_EVALUATION_SEEDS = range(200)  # training draws its seeds from 1,000,000 on
 _SCENE_TRAINING_SEED = 1_000_000
+_SCENE_HEADS_SEED = 2_000_000  # scenes that no model was trained on
+_UNKNOWN = ("purple_", "bright_1024")  # modalities that the active-learning loop must discover by itself
+_KEPT_OUT = Path(__file__).parents[2] / "weights" / "kept-out.json"
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,20 @@ class LabelledImage:
         """Boxes of the masks as xyxy (exclusive), int, image pixels."""
         xywh = coco_mask.toBbox([mask.rle for mask in self.masks]).astype(int)
         return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of the masks, 16 hex digits: the same labels are known wherever their file lies."""
+        text = "\n".join(str(mask.rle) for mask in self.masks)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the masks change, or the file the pixels are in."""
+        if not isinstance(self.load, _FileLoader):
+            return self.digest
+        status = self.load.path.stat()
+        return f"{self.digest}-{status.st_size}-{status.st_mtime_ns}"
 
     def preload(self) -> LabelledImage:
         """The same with its pixels in memory."""
@@ -96,6 +118,46 @@ def read_coco(annotations: str | Path) -> list[LabelledImage]:
     ]
 
 
+def read_sets(data: Iterable[Path]) -> dict[str, list[LabelledImage]]:
+    """Images of COCO files or their folders, by the folder's name.
+
+    Raises:
+        ConfigError: a file is missing or no COCO file, or two folders have one name.
+    """
+    sets: dict[str, list[LabelledImage]] = {}
+    for path in data:
+        name = (path if path.is_dir() else path.parent).resolve().name
+        if name in sets:
+            raise ConfigError(f"Two sets are called {name!r}. Give COCO folders of different names.")
+        sets[name] = read_coco(path)
+    return sets
+
+
+def leave_out_groups(images: Iterable[LabelledImage], digests: AbstractSet[str]) -> list[LabelledImage]:
+    """Images of groups without any image of these digests."""
+    images = list(images)
+    taken = {image.group for image in images if image.digest in digests}
+    return [image for image in images if image.group not in taken]
+
+
+def spread_evenly(items: Sequence[T], most: int) -> list[T]:
+    """At most so many of the items, evenly spread, in their order."""
+    if len(items) <= most:
+        return list(items)
+    return [items[i] for i in np.linspace(0, len(items) - 1, most).round().astype(int)]
+
+
+def learnable_images(images: Iterable[LabelledImage]) -> list[LabelledImage]:
+    """Those that may be learnt from: without the kept-out groups of the set, without the images listed in
+    `weights/kept-out.json` (wherever a changed set's groups may fall now), and without the unknown modalities."""
+    kept_out = {name for names in json.loads(_KEPT_OUT.read_text()).values() for name in names}
+    return [
+        image
+        for image in split_groups(images)[0]
+        if image.name not in kept_out and not image.modality.startswith(_UNKNOWN)
+    ]
+
+
 def split_groups(images: Iterable[LabelledImage]) -> tuple[list[LabelledImage], list[LabelledImage]]:
     """(training, kept out): the last fifth of the groups, sorted by name, is kept out."""
     images = list(images)
@@ -108,6 +170,11 @@ def make_training_scenes(count: int, size: int, workers: int) -> list[LabelledIm
     """`count` procedural scenes, never those of the evaluation."""
     seeds = range(_SCENE_TRAINING_SEED, _SCENE_TRAINING_SEED + count)
     return scene_images(seeds, size, workers)
+
+
+def make_head_scenes(count: int, size: int, workers: int) -> list[LabelledImage]:
+    """`count` procedural scenes that neither training nor evaluation draws."""
+    return scene_images(range(_SCENE_HEADS_SEED, _SCENE_HEADS_SEED + count), size, workers)
 
 
 def scene_images(seeds: Iterable[int], size: int, workers: int = 1) -> list[LabelledImage]:

@@ -2,26 +2,33 @@
 
 UncertainSAM (Kaiser et al., ICML 2025): small perceptrons that regress, for each mask, what a larger
 model, a better prompt or another of the three outputs would gain in IoU, and the IoU itself. All heads of
-a set are evaluated in one batched product a layer, on the device of the tokens.
+a set are evaluated in one batched product a layer, on the device of the tokens. Beside the tokens, heads
+of our own read the features of `engine.uncertainty.features`.
 
-Shape suffixes: K heads, N prompts, M multimask outputs (3), C channels of a token (256), I and O
-channels into and out of a layer.
+Shape suffixes: K heads, N prompts or masks, M multimask outputs (3), C channels of a token (256), S stacked
+perceptrons, X rows, I and O channels into and out of a layer, Q knots.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from pathlib import Path
 
 import torch
 from torch.nn import functional
 
-from schemas.errors import CheckpointError, ConfigError
+from engine.uncertainty.features import describe_masks
+from schemas.errors import ConfigError
+from schemas.records import MaskEvidence
 
-_LAYERS = 3
+GAPS = ("model_gap", "prompt_gap", "task_gap")
+"""Direct gaps (the paper's star): IoU that a fix gains over this mask."""
+IOUS = ("iou", "iou_meant", "iou_best", "iou_larger", "iou_dense")
+"""IoU heads: of the mask with the object it matches best; with the object that was meant; and the same of the
+best of the three outputs, of what the larger model picks, and of what a dense prompt gives."""
+FIXES = {"model_gap": "iou_larger", "prompt_gap": "iou_dense", "task_gap": "iou_best"}
+"""For each gap the IoU head whose difference to `iou_meant` says the same (the paper's gap without the star)."""
 
 
 class Pairing(StrEnum):
@@ -40,115 +47,97 @@ class HeadSet:
     """Heads for the tokens of one model version.
 
     Attributes:
-        names: name of each head, such as `model_gap`, `prompt_gap`, `task_gap` or `iou`.
-        weights: weight_KOI and bias_KO of the three layers.
-        offset_K: what is subtracted from each head's sigmoid: 0.5 for gaps (-0.5..0.5), 0 for IoU (0..1).
+        names: name of each head, of `GAPS` and `IOUS`.
+        weights: weight_SOI and bias_SO of each layer. Either one perceptron a head, with one output each (S = K,
+            as released), or S members with an output for each head (O = K in the last layer), whose values are averaged.
+        scale_K, offset_K: a head's value is sigmoid * scale - offset.
         pairing: which mask token goes with which mask.
         model_id: `name@version` of the model whose tokens they read; empty where that is not known.
+        features: how many features are read behind the two tokens; 0 for none.
+        knots_2Q: raw `iou` and what it means, both ascending: the calibration of `predicted_iou`; None for none.
+        larger: `name@version` of the model that `model_gap` and `iou_larger` speak of; empty where there is none.
+        version: first 12 hex digits of the SHA-256 of the file; empty for a set that is no file yet.
     """
 
     names: tuple[str, ...]
     weights: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+    scale_K: torch.Tensor
     offset_K: torch.Tensor
     pairing: Pairing
     model_id: str
+    features: int = 0
+    knots_2Q: torch.Tensor | None = None
+    larger: str = ""
+    version: str = ""
 
-    @torch.inference_mode()
     def score(self, iou_token_NC: torch.Tensor, mask_tokens_N4C: torch.Tensor) -> torch.Tensor:
-        """What each head says of each multimask output, value_KNM, fp32, on the tokens' device."""
+        """What each head says of each multimask output from tokens alone, value_KNM, fp32, on the tokens' device."""
         first = 1 if self.pairing is Pairing.own else 0
         tokens_NMC = mask_tokens_N4C[:, first : first + 3]
         n, m = tokens_NMC.shape[:2]
-        x_NMI = torch.cat([iou_token_NC[:, None].expand(-1, m, -1), tokens_NMC], dim=2).float()
-        x_KXI = x_NMI.flatten(0, 1).expand(len(self.names), -1, -1)
-        with torch.autocast(x_KXI.device.type, enabled=False):
-            for index, (weight_KOI, bias_KO) in enumerate(self.weights):
-                x_KXI = torch.baddbmm(bias_KO[:, None], x_KXI, weight_KOI.mT)
-                if index + 1 < _LAYERS:
-                    x_KXI = functional.relu(x_KXI)
-            return x_KXI.sigmoid().reshape(len(self.names), n, m) - self.offset_K[:, None, None]
+        x_NMI = torch.cat([iou_token_NC[:, None].expand(-1, m, -1), tokens_NMC], dim=2)
+        return self.read(x_NMI.flatten(0, 1)).unflatten(1, (n, m))
+
+    def score_masks(self, evidence: MaskEvidence) -> dict[str, torch.Tensor]:
+        """The columns of the `masks` table for N masks, fp32, on their device.
+
+        Returns:
+            Those of `GAPS` that the set has (-1..1) and `predicted_iou` (0..1, calibrated) where it has `iou`.
+        """
+        tokens, first = evidence.siblings, 1 if self.pairing is Pairing.own else 0
+        place_N11 = (evidence.output_N + first)[:, None, None]
+        token_NC = tokens.mask_tokens_N4C.gather(1, place_N11.expand(-1, 1, tokens.mask_tokens_N4C.shape[2]))
+        parts = [tokens.iou_token_NC, token_NC[:, 0]]
+        if self.features:
+            parts.append(describe_masks(evidence)[:, : self.features])
+        values = dict(zip(self.names, self.read(torch.cat(parts, 1)), strict=True))
+        columns = {name: values[name] for name in GAPS if name in values}
+        if "iou" in values:
+            columns["predicted_iou"] = self.calibrate(values["iou"])
+        return columns
+
+    @torch.inference_mode()
+    def read(self, inputs_XI: torch.Tensor) -> torch.Tensor:
+        """What each head says of rows of IoU token, mask token and features, value_KX."""
+        x_SXI = inputs_XI.float().expand(len(self.weights[0][0]), -1, -1)
+        with torch.autocast(x_SXI.device.type, enabled=False):
+            for index, (weight_SOI, bias_SO) in enumerate(self.weights):
+                x_SXI = torch.baddbmm(bias_SO[:, None], x_SXI, weight_SOI.mT)
+                if index + 1 < len(self.weights):
+                    x_SXI = functional.relu(x_SXI)
+            value_SXI = x_SXI.sigmoid()
+            value_KX = value_SXI[..., 0] if value_SXI.shape[2] == 1 else value_SXI.mean(0).mT
+            return value_KX * self.scale_K[:, None] - self.offset_K[:, None]
+
+    def calibrate(self, iou_X: torch.Tensor) -> torch.Tensor:
+        """What a raw value of the `iou` head means, 0..1: linear between the knots."""
+        if self.knots_2Q is None:
+            return iou_X.clamp(0, 1)
+        raw_Q, true_Q = self.knots_2Q
+        right = torch.searchsorted(raw_Q, iou_X.contiguous()).clamp(1, len(raw_Q) - 1)
+        share = ((iou_X - raw_Q[right - 1]) / (raw_Q[right] - raw_Q[right - 1])).clamp(0, 1)
+        return torch.lerp(true_Q[right - 1], true_Q[right], share).clamp(0, 1)
 
     def to(self, device: torch.device) -> HeadSet:
         """The same on a device."""
-        weights = tuple((weight.to(device), bias.to(device)) for weight, bias in self.weights)
-        return replace(self, weights=weights, offset_K=self.offset_K.to(device))
+        return replace(
+            self,
+            weights=tuple((weight.to(device), bias.to(device)) for weight, bias in self.weights),
+            scale_K=self.scale_K.to(device),
+            offset_K=self.offset_K.to(device),
+            knots_2Q=None if self.knots_2Q is None else self.knots_2Q.to(device),
+        )
 
     def check_model(self, model_id: str) -> None:
         """Raise ConfigError unless these heads were fitted to this very model."""
         if self.model_id != model_id:
             raise ConfigError(
                 f"These heads were fitted to {self.model_id or 'an unknown model'} and say nothing of {model_id}: "
-                f"tokens mean something else in every model. Use heads of {model_id}, or label without."
+                f"tokens mean something else in every model. Fit heads of {model_id} (gapmap fit-heads --help), "
+                "or label without any (--heads none)."
             )
 
 
-def read_released(files: Mapping[str, Path]) -> HeadSet:
-    """The heads that the paper's authors released: one file of weights each.
-
-    Args:
-        files: head name to `.pth` file; names that end in `_gap` are read as gaps.
-
-    Raises:
-        CheckpointError: a file is missing or holds something else.
-    """
-    states = {}
-    for name, path in files.items():
-        try:
-            states[name] = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise CheckpointError(f"{path} is no head that can be read ({type(error).__name__}).") from None
-    return _stack(states, Pairing.neighbour, "")
-
-
-def read_heads(path: Path) -> HeadSet:
-    """A head set written by `write_heads`.
-
-    Raises:
-        CheckpointError: the file is missing or holds something else.
-    """
-    from safetensors import safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            names = tuple(json.loads(about["heads"]))
-            weights = tuple(
-                (file.get_tensor(f"layers.{i}.weight"), file.get_tensor(f"layers.{i}.bias"))
-                for i in range(_LAYERS)
-            )
-            return HeadSet(
-                names, weights, file.get_tensor("offset"), Pairing(about["pairing"]), about["model"]
-            )
-    except Exception as error:
-        raise CheckpointError(f"{path} is no head set that can be read ({error!r}).") from None
-
-
-def write_heads(heads: HeadSet, path: Path) -> None:
-    """Write a head set as safetensors; the file appears whole."""
-    from safetensors.torch import save_file
-
-    tensors = {"offset": heads.offset_K.cpu()}
-    for index, (weight, bias) in enumerate(heads.weights):
-        tensors |= {
-            f"layers.{index}.weight": weight.cpu().contiguous(),
-            f"layers.{index}.bias": bias.cpu().contiguous(),
-        }
-    about = {"heads": json.dumps(heads.names), "pairing": heads.pairing.value, "model": heads.model_id}
-    new = path.with_suffix(".new")
-    save_file(tensors, new, about)
-    new.replace(path)
-
-
-def _stack(states: Mapping[str, Mapping[str, torch.Tensor]], pairing: Pairing, model_id: str) -> HeadSet:
-    try:
-        weights = tuple(
-            (
-                torch.stack([state[f"layers.{i}.weight"].float() for state in states.values()]),
-                torch.stack([state[f"layers.{i}.bias"].float() for state in states.values()]),
-            )
-            for i in range(_LAYERS)
-        )
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"These are no heads of three layers and one size ({error}).") from None
-    offset_K = torch.tensor([0.5 if name.endswith("_gap") else 0.0 for name in states])
-    return HeadSet(tuple(states), weights, offset_K, pairing, model_id)
+def subtract_ious(values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Gaps as differences of IoU heads (the paper's gaps without the star), by the gap's name, -1..1."""
+    return {gap: values[fixed] - values["iou_meant"] for gap, fixed in FIXES.items() if fixed in values}

@@ -1,0 +1,78 @@
+"""How right the scores of automatic masks are, where human masks say what is there.
+
+A mask is matched with the objects under its point prompt, and its true IoU is that with the one it fits best.
+Masks whose point lies on no labelled object are left out: nobody knows whether they are right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from engine.generate.generator import generate_masks
+from engine.generate.records import ImageMasks
+from engine.learn.data import LabelledImage
+from engine.masks.rle import encode_masks, mask_iou
+from engine.models.segmenter import Segmenter
+from engine.uncertainty.calibration import measure_reliability
+from engine.uncertainty.heads import HeadSet
+from schemas.settings import GenerateSettings
+
+
+def evaluate_generator(
+    segmenter: Segmenter,
+    heads: HeadSet,
+    images: Sequence[LabelledImage],
+    settings: GenerateSettings,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Correlation of each score with the true IoU, and the calibration of `predicted_iou`, over automatic masks.
+
+    Returns:
+        `correlation` {sam_score, stability, entropy, predicted_iou: r}, `calibration_error`, `calibration`, `n` masks
+        matched, `unmatched` masks.
+    """
+    rows, truth, unmatched = [], [], 0
+    for index, image in enumerate(images):
+        [masks] = generate_masks(segmenter, [image.load()], settings, scorer=heads)
+        iou_N = match_masks(masks, image)
+        matched_N = np.isfinite(iou_N)
+        rows.append(masks.rows_N[matched_N])
+        truth.append(iou_N[matched_N])
+        unmatched += int((~matched_N).sum())
+        if progress:
+            progress(index + 1)
+    rows_N, true_N = np.concatenate(rows), np.concatenate(truth)
+    quality = {name: rows_N[name].astype(np.float64) for name in ("sam_score", "stability", "predicted_iou")}
+    quality["entropy"] = -rows_N["entropy"].astype(np.float64)
+    reliability = measure_reliability(quality["predicted_iou"], true_N)
+    return {
+        "correlation": {
+            name: round(float(np.corrcoef(value_N, true_N)[0, 1]), 4) for name, value_N in quality.items()
+        },
+        "calibration_error": round(reliability.error, 4),
+        "calibration": {
+            "predicted": reliability.predicted,
+            "true": reliability.true,
+            "count": reliability.count,
+        },
+        "n": len(true_N),
+        "unmatched": unmatched,
+    }
+
+
+def match_masks(masks: ImageMasks, image: LabelledImage) -> np.ndarray:
+    """True IoU of each automatic mask, 0..1; NaN where its point lies on no labelled object."""
+    truths_THW = np.stack([mask.decode() for mask in image.masks])
+    rles = encode_masks(truths_THW)
+    iou_NT = mask_iou(masks.rles, rles, masks.height, masks.width)
+    x_N, y_N = masks.rows_N["point"].astype(int).T
+    under_NT = truths_THW[:, np.clip(y_N, 0, masks.height - 1), np.clip(x_N, 0, masks.width - 1)].T
+    iou_NT = np.where(under_NT, iou_NT, np.nan)
+    found_N = under_NT.any(1)
+    result_N = np.full(len(masks), np.nan)
+    if found_N.any():
+        result_N[found_N] = np.nanmax(iou_NT[found_N], 1)
+    return result_N

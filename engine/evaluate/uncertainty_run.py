@@ -1,0 +1,139 @@
+"""One evaluation of a model's scores from labelled images to tables: who is asked what, and on which groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from engine.evaluate.generator_masks import evaluate_generator
+from engine.evaluate.monte_carlo import monte_carlo_entropies
+from engine.evaluate.uncertainty import INPUTS, ablate_inputs, evaluate_uncertainty
+from engine.learn.data import LabelledImage, leave_out_groups, split_groups, spread_evenly
+from engine.learn.gap_targets import TargetMaker
+from engine.learn.head_fitting import fit_heads
+from engine.learn.perceptron import FitSettings
+from engine.learn.token_store import Samples, collect_tokens
+from engine.models.segmenter import Segmenter
+from engine.store import Store
+from engine.uncertainty.heads import HeadSet
+from schemas.errors import ConfigError
+from schemas.settings import GenerateSettings
+
+Step = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+"""Shows a step of the work by name; what it gives is told (done, in all)."""
+
+Sets = Mapping[str, Sequence[LabelledImage]]
+
+
+@dataclass(frozen=True)
+class UncertaintyRun:
+    """What is to be evaluated, and how thoroughly.
+
+    Attributes:
+        segmenter, larger: the model, and the one that uncertain work goes to.
+        heads: that are judged; None fits them to the data, each seed anew, and judges on the last fifth of its groups.
+        fitted: digests of the images the heads were fitted to; their groups are left out.
+        store: keeps tokens and true IoU.
+        seeds: rounds that the mean and the spread are of.
+        objects: of an image, at most.
+        baselines: also the Monte-Carlo entropies.
+        ablation: also heads that see only some of their inputs.
+        generator_images: automatic masks of so many images of each set are judged, too.
+    """
+
+    segmenter: Segmenter
+    larger: Segmenter | None
+    heads: HeadSet | None
+    fitted: frozenset[str]
+    store: Store
+    seeds: int = 5
+    objects: int = 20
+    baselines: bool = True
+    ablation: bool = True
+    generator_images: int = 0
+
+    def evaluate(self, sets: Sets, step: Step) -> dict[str, Any]:
+        """The tables of `evaluate_uncertainty`, with `token_ablation` and `generator` where asked for.
+
+        Raises:
+            ConfigError: nothing is left to judge on, the heads speak of another larger model, or the groups are
+                too few to fit to.
+        """
+        self._check_larger()
+        kept_out = {name: split_groups(images)[1] for name, images in sets.items()}
+        tests = kept_out
+        if self.heads:
+            tests = {name: leave_out_groups(images, self.fitted) for name, images in sets.items()}
+        tests = {name: images for name, images in tests.items() if images}
+        if not tests:
+            raise ConfigError("Nothing of this data is left to judge on. Give other data, or use --refit.")
+        test = self._collect(tests, step, "asking the models", baselines=self.baselines)
+        train = None
+        if self.heads is None or self.ablation:
+            fitting = {name: split_groups(images)[0] for name, images in sets.items()}
+            train = self._collect(fitting, step, "asking the models, to fit", baselines=False)
+        with step("evaluating") as progress:
+            tables = evaluate_uncertainty(self._rounds(test, train), lambda done: progress(done, self.seeds))
+        result = {
+            "model": self.segmenter.model_id,
+            "larger": self._larger_id or None,
+            "heads": self.heads.version if self.heads else None,
+            "seeds": self.seeds,
+            **tables,
+        }
+        if self.ablation and train is not None:
+            held = test.of_groups({f"{name}/{image.group}" for name, of in kept_out.items() for image in of})
+            with step("leaving out inputs") as progress:
+                result["token_ablation"] = ablate_inputs(
+                    (train, held),
+                    self.segmenter.model_id,
+                    self._larger_id,
+                    self.seeds,
+                    lambda done: progress(done, len(INPUTS) * self.seeds),
+                )
+        if self.generator_images:
+            images = [image for of in tests.values() for image in spread_evenly(of, self.generator_images)]
+            heads = self.heads or self._fit(train, 0)
+            with step("automatic masks") as progress:
+                result["generator"] = evaluate_generator(
+                    self.segmenter,
+                    heads.to(self.segmenter.device),
+                    images,
+                    GenerateSettings(),
+                    lambda done: progress(done, len(images)),
+                )
+        return result
+
+    @property
+    def _larger_id(self) -> str:
+        return self.larger.model_id if self.larger else ""
+
+    def _check_larger(self) -> None:
+        if self.heads and self.larger and self.heads.larger != self._larger_id:
+            raise ConfigError(
+                f"These heads speak of {self.heads.larger or 'no larger model'}, not of {self._larger_id}. "
+                "Name that one with --larger, or fit heads for this pair."
+            )
+
+    def _collect(self, sets: Sets, step: Step, what: str, *, baselines: bool) -> Samples:
+        maker = TargetMaker(
+            self.segmenter,
+            self.larger,
+            objects=self.objects,
+            baselines=monte_carlo_entropies if baselines else None,
+        )
+        with step(what) as progress:
+            return collect_tokens(self.store, sets, self.segmenter, maker, progress)
+
+    def _rounds(self, test: Samples, train: Samples | None) -> Iterator[tuple[Samples, HeadSet]]:
+        for seed in range(self.seeds):
+            heads = self.heads or self._fit(train, seed)
+            yield test, heads.to(torch.device("cpu"))
+
+    def _fit(self, train: Samples | None, seed: int) -> HeadSet:
+        assert train is not None
+        return fit_heads(train, self.segmenter.model_id, self._larger_id, FitSettings(seed=seed)).heads

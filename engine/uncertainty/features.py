@@ -1,0 +1,66 @@
+"""Features of a mask that its tokens do not say plainly: its shape, and how it stands among its siblings.
+
+Shape suffixes: N masks, F features.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from schemas.records import MaskEvidence
+
+FEATURES = (
+    "score",
+    "score_of_rival",
+    "score_of_third",
+    "overlap_with_rival",
+    "overlap_with_third",
+    "overlap_of_others",
+    "log_size_of_rival",
+    "log_size_of_third",
+    "log_area",
+    "stability",
+    "entropy",
+    "fill",
+)
+"""Names of the features, in their order. The rival is the better scored of the other two outputs."""
+
+_LEAST = 1e-5  # share of the image below which sizes do not differ
+
+
+def describe_masks(evidence: MaskEvidence) -> torch.Tensor:
+    """features_NF of masks, fp32, on their device, F in the order of `FEATURES`.
+
+    Scores are the model's own IoU estimates; sizes are natural logarithms, of the siblings relative to the mask, of the
+    mask itself as a share of the image; the rest is 0..1. All are finite: what has no value (the stability
+    of an empty mask) is 0.
+    """
+    siblings = evidence.siblings
+    own_N1 = evidence.output_N[:, None]
+    others_N2 = torch.cat([(own_N1 + 1) % 3, (own_N1 + 2) % 3], 1)
+    score_N2 = siblings.iou_N3.gather(1, others_N2)
+    swapped_N1 = score_N2[:, :1] < score_N2[:, 1:]
+    others_N2 = torch.where(swapped_N1, others_N2.flip(1), others_N2)
+    overlap_N3 = siblings.overlap_N33.gather(1, own_N1[..., None].expand(-1, -1, 3))[:, 0]
+    between_N3 = siblings.overlap_N33.gather(1, others_N2[:, :1, None].expand(-1, -1, 3))[:, 0]
+    log_size_N3 = siblings.coverage_N3.clamp(min=_LEAST).log()
+    features_NF = torch.cat(
+        [
+            siblings.iou_N3.gather(1, own_N1),
+            siblings.iou_N3.gather(1, others_N2),
+            overlap_N3.gather(1, others_N2),
+            between_N3.gather(1, others_N2[:, 1:]),
+            log_size_N3.gather(1, others_N2) - log_size_N3.gather(1, own_N1),
+            torch.stack(
+                [
+                    evidence.area_N.clamp(min=_LEAST).log(),
+                    evidence.stability_N,
+                    evidence.entropy_N,
+                    evidence.fill_N,
+                ],
+                1,
+            ),
+        ],
+        1,
+    )
+    return features_NF.float().nan_to_num(0, 0, 0)

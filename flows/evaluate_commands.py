@@ -1,0 +1,158 @@
+"""The commands `gapmap evaluate …`: how good a model's scores are, held against human masks."""
+
+from __future__ import annotations
+
+import json as json_text
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.head_commands import DataOption, TokensOption
+
+evaluate = typer.Typer(
+    name="evaluate", help="Hold a model and its scores against human masks.", no_args_is_help=True
+)
+
+_WORDS = {
+    "sam_score": "SamScore",
+    "entropy": "entropy",
+    "H_Theta": "H_Θ",
+    "delta": "Δ",
+    "delta_star": "Δ*",
+    "predicted_iou": "predicted IoU",
+}
+
+
+@evaluate.callback()
+def _group() -> None:
+    """Keeps `uncertainty` a command of its own, for more will stand beside it."""
+
+
+@evaluate.command()
+def uncertainty(
+    data: DataOption = None,
+    model: Annotated[str, typer.Option(help="Registry name, or path or URL of a checkpoint.")] = "sam-nano",
+    larger: Annotated[
+        str | None, typer.Option(help="The model that uncertain work goes to. Default: none, no model gap.")
+    ] = None,
+    heads: Annotated[
+        Path | None, typer.Option(help="File of the heads. Default: those beside the weights.")
+    ] = None,
+    refit: Annotated[
+        bool,
+        typer.Option(
+            "--refit",
+            help="Fit heads to the data itself, each seed anew, and evaluate on the last fifth of its groups.",
+        ),
+    ] = False,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=50, help="Rounds that the mean and the spread are of.")
+    ] = 5,
+    baselines: Annotated[
+        bool, typer.Option(help="Also the Monte-Carlo entropies: 48 decodes an object and model.")
+    ] = True,
+    ablation: Annotated[
+        bool,
+        typer.Option(
+            help="Also heads that see only some of their inputs, fitted to four fifths of the data."
+        ),
+    ] = True,
+    generator_images: Annotated[
+        int, typer.Option(min=0, help="Also automatic masks of so many images of each set, evenly spread.")
+    ] = 0,
+    tokens: TokensOption = "gapmap-tokens",
+    objects: Annotated[int, typer.Option(min=1, help="Objects of an image, at most.")] = 20,
+    json: Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")] = False,
+    plots: Annotated[Path | None, typer.Option(help="Folder for pictures (PNG).")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cuda, cuda:N, mps or cpu. Default: the best there is.")
+    ] = None,
+) -> None:
+    """Which score finds the masks that a fix would mend: the tables of UncertainSAM for any model.
+
+    Images whose groups the heads were fitted to are left out. Relative AUC is 1 where the largest true gain is mended
+    first; chance is shown beside.
+
+    Example: gapmap evaluate uncertainty --model sam-nano --larger sam2-mini --data salient/ --data car-parts/ --json
+    """
+    from engine.evaluate.uncertainty_run import UncertaintyRun
+    from engine.learn.data import read_sets
+    from engine.models.allocator import keep_freed_memory
+    from engine.models.loading import load_segmenter
+    from engine.store import Store
+    from engine.uncertainty.head_files import find_heads, fitted_digests, heads_path
+    from flows.console import steps_progress
+    from schemas.errors import ConfigError
+
+    if not data:
+        raise ConfigError("There is nothing to evaluate on. Give labelled images: --data FOLDER")
+    sets = read_sets(data)
+    keep_freed_memory()
+    segmenter = load_segmenter(model, device=device)
+    found, path = None, heads or heads_path(segmenter)
+    if not refit:
+        found = find_heads(segmenter, str(heads) if heads else None)
+        if found is None:
+            raise ConfigError(
+                f"There are no heads of {segmenter.model_id}. Fit some (gapmap fit-heads --help), name their file "
+                "with --heads, or fit them to this data with --refit."
+            )
+    run = UncertaintyRun(
+        segmenter,
+        load_segmenter(larger, device=device) if larger else None,
+        found,
+        frozenset(fitted_digests(path) if found and path else ()),
+        Store(tokens),
+        seeds=seeds,
+        objects=objects,
+        baselines=baselines,
+        ablation=ablation,
+        generator_images=generator_images,
+    )
+    result = run.evaluate(sets, steps_progress)
+    if plots:
+        from engine.report.uncertainty_plots import draw_uncertainty
+
+        for path in draw_uncertainty(result, plots):
+            typer.echo(f"plot: {path}", err=True)
+    if json:
+        typer.echo(json_text.dumps(result))
+    else:
+        _print_tables(result)
+
+
+def _print_tables(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    areas = result["relative_auc"]
+    table = Table("method", *(f"{gap} gap" for gap in areas), "r with IoU", box=None, pad_edge=False)
+    methods = sorted(
+        {m for of in areas.values() for m in of}, key=lambda m: -areas["task"].get(m, {"mean": 0})["mean"]
+    )
+    for method in methods:
+        cells = [
+            f"{100 * of[method]['mean']:.1f} ± {100 * of[method]['std']:.1f}" if method in of else ""
+            for of in areas.values()
+        ]
+        r = result["correlation"].get(method)
+        table.add_row(_WORDS.get(method, method), *cells, "" if r is None else f"{r:.2f}")
+    console.print(
+        f"{result['model']}, larger {result['larger'] or 'none'}: {result['n']} predictions. Relative AUC, %:"
+    )
+    console.print(table)
+    console.print(
+        f"predicted IoU: r {result['correlation']['predicted_iou']:.2f}, calibration error {result['calibration_error']:.3f}"
+    )
+    for inputs, of in result.get("token_ablation", {}).items():
+        console.print(
+            f"heads that see {inputs:20}", *(f"{gap} {100 * v['mean']:.1f}" for gap, v in of.items())
+        )
+    if generator := result.get("generator"):
+        r = generator["correlation"]
+        console.print(
+            f"{generator['n']} automatic masks on labelled objects: r predicted IoU {r['predicted_iou']:.2f}, "
+            f"SamScore {r['sam_score']:.2f}; calibration error {generator['calibration_error']:.3f}"
+        )

@@ -1,0 +1,142 @@
+"""The command `gapmap fit-heads`: labelled images in, heads that score a model's masks out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from engine.learn.data import LabelledImage
+
+DataOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--data",
+        help="COCO file, or folder with an annotations.json; may be given several times.",
+        show_default=False,
+    ),
+]
+TokensOption = Annotated[
+    str,
+    typer.Option(
+        envvar="GAPMAP_TOKENS",
+        help="Store that keeps tokens and true IoU, so that fitting again takes seconds: a folder or any fsspec URL.",
+    ),
+]
+_SCENE_SIZE = 384
+
+
+def fit_heads(
+    model: Annotated[str, typer.Option(help="Registry name, or path or URL of a checkpoint.")] = "sam-nano",
+    larger: Annotated[
+        str | None,
+        typer.Option(help="The model that uncertain work goes to. Default: none, and no model_gap."),
+    ] = None,
+    data: DataOption = None,
+    scenes: Annotated[int, typer.Option(min=0, help="Procedural scenes to fit to, besides.")] = 0,
+    evaluate_on: Annotated[
+        list[Path] | None,
+        typer.Option(help="More COCO sets for the card, never fitted to; may be given several times."),
+    ] = None,
+    tokens: TokensOption = "gapmap-tokens",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="File to write. Default: NAME.heads.safetensors beside the weights, where label finds it."
+        ),
+    ] = None,
+    objects: Annotated[int, typer.Option(min=1, help="Objects of an image, at most.")] = 20,
+    seed: Annotated[int, typer.Option(help="Of splits, draws and initial weights.")] = 0,
+    device: Annotated[
+        str | None, typer.Option(help="cuda, cuda:N, mps or cpu. Default: the best there is.")
+    ] = None,
+) -> None:
+    """Fit the heads that say why a model is unsure of a mask, and how good the mask is.
+
+    The last fifth of each set's groups is kept out, and tells in the card how good the heads are. Stop it whenever
+    you like: what was asked of the models is kept.
+
+    Example: gapmap fit-heads --model sam-nano --larger sam2-mini --data labelled/ --scenes 500
+    """
+    from engine.evaluate.head_card import render_head_card
+    from engine.evaluate.uncertainty import evaluate_uncertainty
+    from engine.learn.data import learnable_images, leave_out_groups, make_head_scenes, read_sets
+    from engine.learn.gap_targets import TargetMaker
+    from engine.learn.head_fitting import fit_heads as fit
+    from engine.learn.perceptron import FitSettings
+    from engine.learn.token_store import collect_tokens, join_samples
+    from engine.models.allocator import keep_freed_memory
+    from engine.models.loading import load_segmenter
+    from engine.store import Store
+    from engine.uncertainty.head_files import heads_path, write_heads
+    from flows.console import steps_progress
+    from schemas.errors import ConfigError
+
+    if not data and not scenes:
+        raise ConfigError(
+            "There is nothing to fit to. Give labelled images (--data FOLDER), --scenes 500, or both."
+        )
+    labelled = read_sets(data or [])
+    others = read_sets(evaluate_on or [])
+    learnt = {name: learnable_images(images) for name, images in labelled.items()}
+    keep_freed_memory()
+    segmenter = load_segmenter(model, device=device)
+    path = out or heads_path(segmenter)
+    if path is None:
+        raise ConfigError("The weights lie at a URL. Say where the heads are to be written: --out FILE")
+    if not path.parent.is_dir():
+        raise ConfigError(f"There is no folder {path.parent}. Make it, or name another --out.")
+    second = load_segmenter(larger, device=device) if larger else None
+    maker = TargetMaker(segmenter, second, objects=objects)
+    if scenes:
+        learnt["scenes"] = make_head_scenes(scenes, _SCENE_SIZE, 2)
+    kept_out = {name: leave_out_groups(images, _digests(learnt[name])) for name, images in labelled.items()}
+    store = Store(tokens)
+    everything = {
+        **{name: [*learnt[name], *kept_out.get(name, [])] for name in learnt},
+        **others,
+    }
+    with steps_progress("asking the models") as progress:
+        collect_tokens(store, everything, segmenter, maker, progress)
+    samples = {
+        name: collect_tokens(store, {name: images}, segmenter, maker) for name, images in learnt.items()
+    }
+    with steps_progress("fitting") as progress:
+        fitted = fit(
+            join_samples(list(samples.values())),
+            segmenter.model_id,
+            second.model_id if second else "",
+            FitSettings(seed=seed),
+            progress=progress,
+        )
+    digests = sorted(digest for images in learnt.values() for digest in _digests(images))
+    heads = write_heads(fitted.heads, path, {"fitted": json.dumps(digests)})
+    figures = {}
+    for name, images in {**kept_out, **others}.items():
+        if images:
+            held = collect_tokens(store, {name: images}, segmenter, maker)
+            figures[name] = evaluate_uncertainty([(held, heads)] * 5)
+    card = render_head_card(
+        path.name.partition(".heads")[0] + " heads",
+        heads,
+        path.stat().st_size,
+        {
+            name: {
+                "images": len(learnt[name]),
+                "groups": len({image.group for image in learnt[name]}),
+                "prompts": len(of),
+            }
+            for name, of in samples.items()
+        },
+        fitted.r2,
+        figures,
+    )
+    path.with_suffix("").with_suffix(".heads.md").write_text(card)
+    typer.echo(f"heads: {path}   card: {path.with_suffix('').with_suffix('.heads.md')}")
+
+
+def _digests(images: list[LabelledImage]) -> set[str]:
+    return {image.digest for image in images}
