@@ -214,7 +214,7 @@ class _FileLoader:
         from PIL import Image
 
         with Image.open(self.path) as image:
-            return np.asarray(image.convert("RGB"))
+            return np.array(image.convert("RGB"))
 
 
 @dataclass(frozen=True)

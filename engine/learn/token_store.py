@@ -130,10 +130,10 @@ def read_samples(store: Store, model: str, settings: str, sets: Sequence[str]) -
     """Samples of a model and settings that the store holds, of the sets named, in a fixed order."""
 
     def read(snapshot: Any) -> pa.Table:
-        return snapshot.con.execute(
+        return snapshot.con.sql(
             """SELECT t.* FROM tokens t SEMI JOIN (FROM images WHERE model = $1 AND settings = $2) i
             ON t.image_id = i.image_id WHERE t.model = $1 AND list_contains($3, data) ORDER BY sample_id""",
-            [model, settings, list(sets)],
+            params=[model, settings, list(sets)],
         ).to_arrow_table()
 
     table = store.read(read)

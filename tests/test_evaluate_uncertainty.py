@@ -1,0 +1,90 @@
+"""Which score finds the masks that a fix would mend."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from sample_rows import make_samples
+
+from engine.evaluate.generator_masks import match_masks
+from engine.evaluate.uncertainty import INPUTS, ablate_inputs, evaluate_uncertainty, judge
+from engine.generate.records import MASK_ROW, ImageMasks
+from engine.learn.data import LabelledImage, LabelledMask
+from engine.learn.head_fitting import fit_heads
+from engine.learn.perceptron import FitSettings
+from engine.masks.rle import encode_masks
+from engine.uncertainty.heads import HeadSet
+
+FAST = FitSettings(members=1, hidden=32, epochs=12)
+METHODS = {"sam_score", "entropy", "H_Y", "H_A", "H_Xp", "H_Theta", "delta", "delta_star", "random", "oracle"}
+
+
+@pytest.fixture(scope="module")
+def heads() -> HeadSet:
+    return fit_heads(make_samples(2000), "m@0", "l@0", FAST).heads
+
+
+def test_heads_that_know_beat_scores_that_do_not(heads: HeadSet) -> None:
+    result = evaluate_uncertainty([(make_samples(400, seed=5), heads)] * 3)
+    assert set(result["relative_auc"]) == {"model", "prompt", "task"}
+    for gap, table in result["relative_auc"].items():
+        assert set(table) == METHODS
+        assert table["oracle"]["mean"] == 1
+        assert table["delta_star"]["mean"] > table["random"]["mean"] + 0.02, gap
+        assert table["delta_star"]["mean"] > table["H_Y"]["mean"], gap
+    assert result["n"] == 200, "only central prompts are judged"
+    assert result["correlation"]["predicted_iou"] > result["correlation"]["sam_score"] + 0.1
+    assert set(result["correlation"]) >= METHODS
+    assert 0 <= result["calibration_error"] < 0.08
+    assert result["relative_auc"]["task"]["entropy"]["std"] > 0, "other groups, other numbers"
+    json.dumps(result, allow_nan=False)
+
+
+def test_without_a_larger_model_there_is_no_model_gap() -> None:
+    samples = make_samples(600, larger=False)
+    result = evaluate_uncertainty([(samples, fit_heads(samples, "m@0", "", FAST).heads)])
+    assert set(result["relative_auc"]) == {"prompt", "task"}
+    assert "H_Theta" not in result["relative_auc"]["task"]
+    json.dumps(result, allow_nan=False)
+
+
+def test_the_curves_start_at_what_the_model_picks_and_end_mended(heads: HeadSet) -> None:
+    samples = make_samples(400, seed=5)
+    judged = judge(samples, heads)
+    curves = evaluate_uncertainty([(samples, heads)])["curves"]["prompt"]
+    for method, curve in curves.items():
+        assert len(curve) == 101
+        assert curve[0] == pytest.approx(judged.before_N.mean(), abs=1e-4), method
+        assert curve[-1] == pytest.approx(judged.after["prompt"].mean(), abs=1e-4), method
+    assert all(o >= s - 1e-6 for o, s in zip(curves["oracle"], curves["delta_star"], strict=True))
+
+
+def test_an_ablation_shows_where_the_knowledge_is() -> None:
+    fitted, held = make_samples(1500), make_samples(400, seed=5)
+    table = ablate_inputs((fitted, held), "m@0", "l@0", 1)
+    assert set(table) == set(INPUTS)
+    for gap in ("model", "prompt"):
+        assert table["features"][gap]["mean"] > table["both_tokens"][gap]["mean"] + 0.02, (
+            "tokens are noise here"
+        )
+
+
+def test_automatic_masks_are_matched_with_the_object_under_their_point() -> None:
+    truths = np.zeros((2, 40, 40), bool)
+    truths[0, 5:25, 5:25] = True  # whole
+    truths[1, 8:16, 8:16] = True  # its part
+    labelled = tuple(
+        LabelledMask({"size": [40, 40], "counts": rle}, int(truth.sum()), "entity")
+        for rle, truth in zip(encode_masks(truths), truths, strict=True)
+    )
+    image = LabelledImage("a", "a", "", labelled, lambda: np.zeros((40, 40, 3), np.uint8))
+    found = np.zeros((3, 40, 40), bool)
+    found[0] = truths[1]
+    found[1, 5:25, 5:15] = True  # half of the whole, asked for outside of the part
+    found[2, 30:38, 30:38] = True
+    rows = np.zeros(3, MASK_ROW)
+    rows["point"] = [(10, 10), (6, 20), (33, 33)]
+    iou = match_masks(ImageMasks(40, 40, rows, encode_masks(found)), image)
+    np.testing.assert_allclose(iou, [1, 0.5, np.nan])

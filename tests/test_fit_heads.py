@@ -1,0 +1,142 @@
+"""Fitting heads: what can be known is learnt, on groups that are kept apart, and a kill costs nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sample_rows import make_samples
+
+from engine.learn.data import LabelledImage, scene_images
+from engine.learn.gap_targets import TargetMaker
+from engine.learn.head_fitting import fit_heads, make_targets
+from engine.learn.perceptron import FitSettings
+from engine.learn.point_prompts import central_point, draw_prompts
+from engine.learn.token_store import collect_tokens
+from engine.models.loading import load_segmenter
+from engine.models.segmenter import Segmenter
+from engine.store import Store
+from engine.uncertainty.heads import GAPS, IOUS
+from schemas.errors import ConfigError
+
+FAST = FitSettings(members=2, hidden=32, epochs=15)
+
+
+@pytest.fixture(scope="module")
+def nano() -> Segmenter:
+    return load_segmenter("sam-nano", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[LabelledImage]:
+    return [scene for scene in scene_images(range(900_000, 900_006), 128) if scene.masks]
+
+
+def test_heads_learn_what_can_be_known() -> None:
+    fitted = fit_heads(make_samples(2000), "m@0", "l@0", FAST)
+    assert fitted.heads.names == GAPS + IOUS
+    assert fitted.r2["iou"] > 0.5
+    fresh = make_samples(300, seed=1)
+    said = fitted.heads.read(torch.from_numpy(fresh.inputs_NMI).flatten(0, 1)).reshape(
+        len(GAPS + IOUS), -1, 3
+    )
+    wanted = make_targets(fresh, GAPS + IOUS)
+    r = {
+        name: np.corrcoef(said[place].ravel(), wanted[..., place].ravel())[0, 1]
+        for place, name in enumerate(GAPS + IOUS)
+    }
+    assert min(r["iou"], r["iou_meant"]) > 0.85
+    assert min(r[name] for name in GAPS) > 0.4, "what the other outputs are worth is only partly known"
+
+
+def test_the_same_seed_gives_the_same_heads() -> None:
+    samples = make_samples(300)
+    one, again, other = (fit_heads(samples, "m@0", "", replace(FAST, seed=seed)).heads for seed in (0, 0, 1))
+    assert all(
+        torch.equal(a, b) for layer in zip(one.weights, again.weights, strict=True) for a, b in zip(*layer)
+    )
+    assert not torch.equal(one.weights[0][0], other.weights[0][0])
+
+
+def test_without_a_larger_model_no_gap_to_it_is_made_up() -> None:
+    heads = fit_heads(make_samples(300, larger=False), "m@0", "", FAST).heads
+    assert set(GAPS + IOUS) - set(heads.names) == {"model_gap", "iou_larger"}
+    assert heads.larger == ""
+
+
+def test_too_few_groups_are_told() -> None:
+    samples = make_samples(300)
+    with pytest.raises(ConfigError, match="at least 5 groups"):
+        fit_heads(samples.of_groups({"cells/1", "cars/2"}), "m@0", "l@0", FAST)
+
+
+def test_targets_are_what_a_fix_gains_over_each_output() -> None:
+    samples = make_samples(4)
+    gaps = make_targets(samples, GAPS)
+    for m in range(3):
+        np.testing.assert_allclose(gaps[:, m, 0], samples.iou_larger_N - samples.iou_NM[:, m], rtol=1e-5)
+        np.testing.assert_allclose(gaps[:, m, 2], samples.iou_NM.max(1) - samples.iou_NM[:, m], atol=1e-6)
+    assert (gaps[..., 2] >= 0).all()
+
+
+def test_the_central_point_lies_inside_even_of_a_ring() -> None:
+    rows, columns = np.mgrid[:60, :80]
+    distance = np.hypot(rows - 30, columns - 40)
+    ring = (distance < 25) & (distance > 15)
+    x, y = central_point(ring).astype(int)
+    assert ring[y, x]
+    assert 16 < distance[y, x] < 24, "away from both edges"
+    disc = distance < 20
+    assert tuple(central_point(disc)) == (40, 30)
+    dot = np.zeros((5, 5), bool)
+    dot[4, 0] = True
+    assert tuple(central_point(dot)) == (0, 4)
+    points = draw_prompts(ring, 3, np.random.default_rng(0))
+    assert points.shape == (3, 8, 2)
+    assert all(ring[int(y), int(x)] for x, y in points.reshape(-1, 2))
+
+
+def test_true_iou_is_that_of_the_masks_at_full_resolution(
+    nano: Segmenter, scenes: list[LabelledImage]
+) -> None:
+    image = scenes[0]
+    rows = TargetMaker(nano, None, points=1, objects=4).make_rows(image)
+    from schemas.records import Prompts
+
+    embedding = nano.embed([image.load()])
+    for row in rows:
+        truth = image.masks[row["object"]].decode()
+        point = torch.tensor([[[row["point_x"], row["point_y"]]]])
+        assert truth[int(row["point_y"]), int(row["point_x"])]
+        decoded = nano.decode(
+            embedding, Prompts(torch.zeros(1, dtype=torch.int64), point, torch.ones(1, 1, dtype=torch.int64))
+        )
+        masks = (nano.upscale(decoded.logits_NMhw[0], truth.shape) > nano.mask_threshold).numpy()
+        expected = [(mask & truth).sum() / max(1, (mask | truth).sum()) for mask in masks]
+        np.testing.assert_allclose(row["iou"], expected, atol=2e-3)
+        assert (row["iou_nearest"] >= np.array(row["iou"]) - 1e-9).all()
+        assert row["iou_larger"] is None
+
+
+def test_collecting_goes_on_where_it_was_killed(
+    nano: Segmenter, scenes: list[LabelledImage], tmp_path: Path
+) -> None:
+    maker = TargetMaker(nano, nano, objects=3)
+    undisturbed = collect_tokens(Store(str(tmp_path / "a")), {"s": scenes}, nano, maker)
+    store = Store(str(tmp_path / "b"))
+    collect_tokens(store, {"s": scenes[:2]}, nano, maker)
+    asked: list[tuple[int, int]] = []
+    resumed = collect_tokens(
+        store, {"s": scenes}, nano, maker, lambda done, total: asked.append((done, total))
+    )
+    assert [done for done, _ in asked] == list(range(3, len(scenes) + 1)), "the first two are not asked again"
+    np.testing.assert_array_equal(resumed.inputs_NMI, undisturbed.inputs_NMI)
+    np.testing.assert_array_equal(resumed.iou_NM, undisturbed.iou_NM)
+    picked = undisturbed.sam_score_NM.argmax(1)
+    np.testing.assert_allclose(
+        undisturbed.iou_larger_N, undisturbed.iou_NM[np.arange(len(picked)), picked], atol=1e-6
+    )
+    assert undisturbed.central_N.sum() * 2 == len(undisturbed)
