@@ -56,7 +56,9 @@ def test_the_same_seed_gives_the_same_heads() -> None:
     samples = make_samples(300)
     one, again, other = (fit_heads(samples, "m@0", "", replace(FAST, seed=seed)).heads for seed in (0, 0, 1))
     assert all(
-        torch.equal(a, b) for layer in zip(one.weights, again.weights, strict=True) for a, b in zip(*layer)
+        torch.equal(a, b)
+        for layer in zip(one.weights, again.weights, strict=True)
+        for a, b in zip(*layer, strict=True)
     )
     assert not torch.equal(one.weights[0][0], other.weights[0][0])
 

@@ -44,7 +44,9 @@ def test_padding_of_the_grid_is_not_the_image() -> None:
 def test_a_fine_grid_is_looked_at_coarsely_and_says_the_same() -> None:
     fine = three_outputs().repeat_interleave(16, 2).repeat_interleave(16, 3)
     for said, expected in zip(
-        compare_outputs(fine, 0.0, (256.0, 256.0)), compare_outputs(three_outputs(), 0.0, (16.0, 16.0)), strict=True
+        compare_outputs(fine, 0.0, (256.0, 256.0)),
+        compare_outputs(three_outputs(), 0.0, (16.0, 16.0)),
+        strict=True,
     ):
         assert torch.allclose(said, expected, atol=1e-6)
 

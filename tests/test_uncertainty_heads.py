@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from engine.models.loading import load_segmenter
 from engine.uncertainty.head_files import find_heads, read_heads, read_released, write_heads
 from engine.uncertainty.heads import HeadSet, Pairing, subtract_ious
-from engine.models.loading import load_segmenter
 from schemas.errors import CheckpointError, ConfigError
 from schemas.records import MaskEvidence, Siblings
 
@@ -68,13 +68,16 @@ def test_members_of_a_set_are_averaged() -> None:
     generator = torch.Generator().manual_seed(2)
     shapes = [(16, 512), (16, 16), (2, 16)]
     weights = tuple(
-        (torch.randn(3, o, i, generator=generator) * 0.2, torch.randn(3, o, generator=generator)) for o, i in shapes
+        (torch.randn(3, o, i, generator=generator) * 0.2, torch.randn(3, o, generator=generator))
+        for o, i in shapes
     )
     scale, offset = torch.tensor([2.0, 1.0]), torch.tensor([1.0, 0.0])
     heads = HeadSet(("task_gap", "iou"), weights, scale, offset, Pairing.own, "m@0")
     iou_token, mask_tokens = random_tokens(4)
     alone = [
-        replace(heads, weights=tuple((w[m : m + 1], b[m : m + 1]) for w, b in weights)).score(iou_token, mask_tokens)
+        replace(heads, weights=tuple((w[m : m + 1], b[m : m + 1]) for w, b in weights)).score(
+            iou_token, mask_tokens
+        )
         for m in range(3)
     ]
     assert torch.allclose(heads.score(iou_token, mask_tokens), sum(alone) / 3, atol=1e-6)
@@ -102,7 +105,9 @@ def test_heads_written_and_read_again_say_the_same(tmp_path: Path) -> None:
 
 
 def test_scores_of_kept_masks_are_those_of_their_own_outputs() -> None:
-    heads = replace(random_heads("task_gap", "iou"), knots_2Q=torch.tensor([[0.0, 0.5, 1.0], [0.1, 0.6, 0.6]]))
+    heads = replace(
+        random_heads("task_gap", "iou"), knots_2Q=torch.tensor([[0.0, 0.5, 1.0], [0.1, 0.6, 0.6]])
+    )
     iou_token, mask_tokens = random_tokens(4)
     output = torch.tensor([0, 2, 1, 2])
     nothing = torch.zeros(4)
@@ -125,7 +130,8 @@ def test_heads_of_another_model_are_refused() -> None:
     heads = random_heads("task_gap")
     heads.check_model("sam-nano@0123456789ab")
     with pytest.raises(
-        ConfigError, match=r"fitted to sam-nano@0123456789ab and say nothing of sam-nano@ffff.*fit-heads.*none"
+        ConfigError,
+        match=r"fitted to sam-nano@0123456789ab and say nothing of sam-nano@ffff.*fit-heads.*none",
     ):
         heads.check_model("sam-nano@ffff")
 

@@ -1,0 +1,126 @@
+"""From labelled images to heads, to scores in the store, to the tables that say what they are worth."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from engine.learn.data import scene_images
+from engine.store import Store
+
+ROOT = Path(__file__).parents[1]
+METHODS = {"sam_score", "entropy", "H_Y", "H_A", "H_Xp", "H_Theta", "delta", "delta_star", "random", "oracle"}
+
+
+def write_coco(folder: Path, seeds: range) -> Path:
+    """A COCO folder of procedural scenes, 128 pixels wide."""
+    folder.mkdir(parents=True)
+    images, annotations = [], []
+    for number, scene in enumerate(scene_images(seeds, 128)):
+        Image.fromarray(scene.load()).save(folder / f"{number:02}.png")
+        images.append({"id": number, "file_name": f"{number:02}.png", "height": 128, "width": 128})
+        for mask in scene.masks:
+            rle = {"size": mask.rle["size"], "counts": mask.rle["counts"].decode()}  # type: ignore[attr-defined]
+            annotations.append(
+                {"id": len(annotations), "image_id": number, "segmentation": rle, "task": mask.task}
+            )
+    (folder / "annotations.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    return folder
+
+
+def gapmap(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "flows.cli", *map(str, arguments)]
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env={**os.environ, "PREFECT_API_URL": ""},
+    )
+
+
+@pytest.mark.slow
+def test_heads_are_fitted_used_and_evaluated(tmp_path: Path) -> None:
+    labelled = write_coco(tmp_path / "labelled", range(910_000, 910_015))
+    unseen = write_coco(tmp_path / "unseen", range(920_000, 920_010))
+    heads, tokens = tmp_path / "own.heads.safetensors", tmp_path / "tokens"
+    pair = ["--model", "sam-nano", "--larger", "sam2-mini", "--tokens", tokens]
+    few = ["--objects", 4]
+    fitted = gapmap(
+        "fit-heads", *pair, *few, "--data", labelled, "--scenes", 2, "--evaluate-on", unseen, "--out", heads
+    )
+    assert fitted.returncode == 0, fitted.stderr
+    card = (tmp_path / "own.heads.md").read_text()
+    assert "| unseen |" in card
+    assert "| labelled |" in card, "what was kept out of it"
+    assert "- scenes: 2 images" in card
+    [row] = (
+        Store(str(tokens))
+        .query("SELECT count(*) AS n, count(DISTINCT image_id) AS images FROM tokens")
+        .to_pylist()
+    )
+    assert row["images"] >= 25
+    assert row["n"] > 50
+
+    store = tmp_path / "masks"
+    grid = ["--points-per-side", 6, "--pred-iou-thresh", 0.1, "--stability-score-thresh", 0.1]
+    labelling = gapmap("label", unseen, "--store", store, "--heads", heads, *grid)
+    assert labelling.returncode == 0, labelling.stderr
+    counts = gapmap(
+        "query", "SELECT count(*) = count(task_gap) AND count(*) > 10 AS all_scored FROM masks", "--store", store, "--format", "csv",
+    )  # fmt: skip
+    assert "true" in counts.stdout.lower(), counts.stdout + counts.stderr
+    wrong = gapmap("label", unseen, "--store", store, "--heads", heads, "--model", "sam2-mini")
+    assert wrong.returncode == 1
+    assert "gapmap fit-heads" in wrong.stderr
+
+    judged = gapmap(
+        "evaluate", "uncertainty", *pair, *few, "--data", labelled, "--data", unseen, "--heads", heads,
+        "--no-ablation", "--seeds", 2, "--json", "--plots", tmp_path / "plots", "--generator-images", 2,
+    )  # fmt: skip
+    assert judged.returncode == 0, judged.stderr
+    result = json.loads(judged.stdout)
+    assert set(result["relative_auc"]) == {"model", "prompt", "task"}
+    assert all(set(table) == METHODS for table in result["relative_auc"].values())
+    assert all({"mean", "std"} == set(cell) for cell in result["relative_auc"]["task"].values())
+    assert set(result["correlation"]) >= METHODS
+    assert 0 <= result["calibration_error"] <= 1
+    assert result["sets"]["labelled"]["n"] < result["sets"]["unseen"]["n"], (
+        "what it was fitted to is left out"
+    )
+    assert result["generator"]["n"] > 0
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {
+        "relative-auc.png", "correction-curves.png", "calibration.png", "correlation.png",
+    }  # fmt: skip
+
+    refitted = gapmap(
+        "evaluate", "uncertainty", *pair, *few, "--data", labelled, "--data", unseen,
+        "--refit", "--no-baselines", "--seeds", 1,
+    )  # fmt: skip
+    assert refitted.returncode == 0, refitted.stderr
+    assert "Δ*" in refitted.stdout
+    assert "heads that see iou_token" in refitted.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["fit-heads"], "--data FOLDER"),
+        (["evaluate", "uncertainty"], "--data FOLDER"),
+        (["fit-heads", "--data", "nowhere"], "not a readable COCO file"),
+        (["fit-heads", "--scenes", "1", "--out", "nowhere/x.heads.safetensors"], "no folder nowhere"),
+        (["fit-heads", "--scenes", "1", "--model", "sam-nan"], "Did you mean 'sam-nano'"),
+    ],
+)
+def test_what_cannot_work_says_what_to_do(arguments: list[str], said: str) -> None:
+    result = gapmap(*arguments)
+    assert result.returncode == 1
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
