@@ -107,9 +107,20 @@ def query_progress() -> Iterator[Callable[[float], None] | None]:
 
 
 @contextmanager
-def steps_progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A callback for (steps done, steps in all), shown as a bar."""
+def steps_progress(what: str, every_s: float = 30.0) -> Iterator[Callable[[int, int], None]]:
+    """A callback for (steps done, steps in all), shown as a bar; off a terminal as a line every so often."""
     console = Console(stderr=True)
+    if not console.is_terminal:
+        told = time.monotonic()
+
+        def tell(done: int, total: int) -> None:
+            nonlocal told
+            if time.monotonic() - told >= every_s:
+                told = time.monotonic()
+                console.print(f"{what}: {done}/{total}", highlight=False)
+
+        yield tell
+        return
     with Progress(
         TextColumn(what),
         BarColumn(),

@@ -60,12 +60,15 @@ def main() -> None:
     bar.summarise(summary)
     opened = Store(str(store))
     print("\nThe ten most uncertain masks")
-    print(f"  {'uncertainty':>11}  {'stability':>9}  {'area':>8}  {'box':20}  image")
+    print("  what IoU is expected to gain from: a larger model, a better prompt, another of the three masks")
+    print(f"  {'uncertainty':>11}  {'model':>6} {'prompt':>6} {'task':>6}  {'area':>8}  {'box':20}  image")
     for row in most_uncertain(opened, summary.model):
         box = f"{row['x0']},{row['y0']}..{row['x1']},{row['y1']}"
-        print(
-            f"  {row['uncertainty']:11.3f}  {row['stability']:9.3f}  {row['area']:8d}  {box:20}  {Path(row['uri']).name}"
+        gaps = " ".join(
+            f"{row[name]:+6.2f}" if row[name] is not None else f"{'-':>6}"
+            for name in ("model_gap", "prompt_gap", "task_gap")
         )
+        print(f"  {row['uncertainty']:11.3f}  {gaps}  {row['area']:8d}  {box:20}  {Path(row['uri']).name}")
     draw_sheet(opened, sheet, images=10, model=summary.model)
     print(f"\ncontact sheet: {sheet}")
     print(f'ask it something: .venv/bin/gapmap query "SELECT count(*) FROM masks" --store {store}')

@@ -27,6 +27,7 @@ TokensOption = Annotated[
     ),
 ]
 _SCENE_SIZE = 384
+_SEEDS = 5
 
 
 def fit_heads(
@@ -61,9 +62,17 @@ def fit_heads(
 
     Example: gapmap fit-heads --model sam-nano --larger sam2-mini --data labelled/ --scenes 500
     """
+    import torch
+
     from engine.evaluate.head_card import render_head_card
     from engine.evaluate.uncertainty import evaluate_uncertainty
-    from engine.learn.data import learnable_images, leave_out_groups, make_head_scenes, read_sets
+    from engine.learn.data import (
+        learnable_images,
+        leave_out_groups,
+        make_head_scenes,
+        read_sets,
+        split_unknown,
+    )
     from engine.learn.gap_targets import TargetMaker
     from engine.learn.head_fitting import fit_heads as fit
     from engine.learn.perceptron import FitSettings
@@ -93,14 +102,12 @@ def fit_heads(
     maker = TargetMaker(segmenter, second, objects=objects)
     if scenes:
         learnt["scenes"] = make_head_scenes(scenes, _SCENE_SIZE, 2)
-    kept_out = {name: leave_out_groups(images, _digests(learnt[name])) for name, images in labelled.items()}
+    judged = dict(others)
+    for name, images in labelled.items():
+        judged |= split_unknown(name, leave_out_groups(images, _digests(learnt[name])))
     store = Store(tokens)
-    everything = {
-        **{name: [*learnt[name], *kept_out.get(name, [])] for name in learnt},
-        **others,
-    }
     with steps_progress("asking the models") as progress:
-        collect_tokens(store, everything, segmenter, maker, progress)
+        collect_tokens(store, _merge(learnt, judged), segmenter, maker, progress)
     samples = {
         name: collect_tokens(store, {name: images}, segmenter, maker) for name, images in learnt.items()
     }
@@ -115,10 +122,9 @@ def fit_heads(
     digests = sorted(digest for images in learnt.values() for digest in _digests(images))
     heads = write_heads(fitted.heads, path, {"fitted": json.dumps(digests)})
     figures = {}
-    for name, images in {**kept_out, **others}.items():
-        if images:
-            held = collect_tokens(store, {name: images}, segmenter, maker)
-            figures[name] = evaluate_uncertainty([(held, heads)] * 5)
+    for name, images in judged.items():
+        held = collect_tokens(store, {name: images}, segmenter, maker)
+        figures[name] = evaluate_uncertainty([(held, heads.to(torch.device("cpu")))] * _SEEDS)
     card = render_head_card(
         path.name.partition(".heads")[0] + " heads",
         heads,
@@ -136,6 +142,12 @@ def fit_heads(
     )
     path.with_suffix("").with_suffix(".heads.md").write_text(card)
     typer.echo(f"heads: {path}   card: {path.with_suffix('').with_suffix('.heads.md')}")
+
+
+def _merge(
+    one: dict[str, list[LabelledImage]], other: dict[str, list[LabelledImage]]
+) -> dict[str, list[LabelledImage]]:
+    return {name: [*one.get(name, []), *other.get(name, [])] for name in {**one, **other}}
 
 
 def _digests(images: list[LabelledImage]) -> set[str]:

@@ -133,7 +133,7 @@ TOKENS = pa.schema(
     [
         _field("sample_id", pa.string(), "hash of image, object and point, 32 hex digits"),
         _field("image_id", pa.string(), "image the object is in"),
-        _field("data", pa.string(), "labelled set the image belongs to"),
+        _field("data", pa.string(), "labelled set the image was read from"),
         _field("image", pa.string(), "name of the image in its set"),
         _field("group", pa.string(), "images of one group are never split"),
         _field("task", pa.string(), "what the object is: salient, entity or part"),

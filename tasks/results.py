@@ -16,7 +16,7 @@ MOST_UNCERTAIN = """
         SELECT * FROM masks WHERE model = '{model}' ORDER BY uncertainty DESC, mask_id LIMIT {count}
     )
     SELECT mask_id, (SELECT min(i.uri) FROM images i WHERE i.image_id = top.image_id AND i.model = '{model}') AS uri,
-           uncertainty, sam_score, stability, area, x0, y0, x1, y1
+           uncertainty, model_gap, prompt_gap, task_gap, sam_score, stability, area, x0, y0, x1, y1
     FROM top ORDER BY uncertainty DESC, mask_id
 """
 

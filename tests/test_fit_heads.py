@@ -142,3 +142,27 @@ def test_collecting_goes_on_where_it_was_killed(
         undisturbed.iou_larger_N, undisturbed.iou_NM[np.arange(len(picked)), picked], atol=1e-6
     )
     assert undisturbed.central_N.sum() * 2 == len(undisturbed)
+
+
+def test_samples_are_those_of_the_images_asked_for_and_no_others(
+    nano: Segmenter, scenes: list[LabelledImage], tmp_path: Path
+) -> None:
+    """What else the store holds, of the same set or with baselines, does not leak into a fit."""
+    store = Store(str(tmp_path))
+
+    def baselines(pixels: np.ndarray, points: np.ndarray, *_: object, seed: int) -> dict[str, np.ndarray]:
+        return {"entropy": np.zeros(len(points)), "H_Y": np.full(len(points), 0.5)}
+
+    collect_tokens(store, {"s": scenes}, nano, TargetMaker(nano, None, objects=2, baselines=baselines))
+    asked: list[tuple[int, int]] = []
+    some = collect_tokens(
+        store,
+        {"other name": scenes[:2]},
+        nano,
+        TargetMaker(nano, None, objects=2),
+        lambda *done: asked.append(done),
+    )
+    assert not asked, "what was made with baselines is good without"
+    assert set(some.group_N) == {f"other name/{scene.group}" for scene in scenes[:2]}
+    assert (some.entropies["H_Y"][some.central_N] == 0.5).all()
+    assert np.isnan(some.entropies["H_Y"][~some.central_N]).all()

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from coco_folder import write_coco
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -25,6 +26,7 @@ def test_the_commands_and_the_python_of_the_readme_run(
     (home / "photos").mkdir()
     shutil.copyfile(small_pool / "03.png", home / "photos" / "one.png")
     shutil.copyfile(small_pool / "broken.png", home / "photos" / "broken.png")
+    write_coco(home / "labelled", range(930_000, 930_012))
     blocks = re.findall(r"```bash\n(.*?)```", README, re.S)
     assert len(blocks) >= 2
     result = subprocess.run(
@@ -56,7 +58,7 @@ def test_the_demo_ends_with_the_ten_most_uncertain_masks_and_a_sheet(tmp_path: P
     command = [sys.executable, "-m", "flows.demo"]
     result = subprocess.run(command, cwd=tmp_path, env=down, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
-    ten = result.stdout.partition("The ten most uncertain masks\n")[2].splitlines()[1:11]
+    ten = result.stdout.partition("The ten most uncertain masks\n")[2].splitlines()[2:12]
     scores = [float(line.split()[0]) for line in ten]
     assert len(scores) == 10
     assert scores == sorted(scores, reverse=True)

@@ -9,29 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from coco_folder import write_coco
 
-from engine.learn.data import scene_images
 from engine.store import Store
 
 ROOT = Path(__file__).parents[1]
 METHODS = {"sam_score", "entropy", "H_Y", "H_A", "H_Xp", "H_Theta", "delta", "delta_star", "random", "oracle"}
-
-
-def write_coco(folder: Path, seeds: range) -> Path:
-    """A COCO folder of procedural scenes, 128 pixels wide."""
-    folder.mkdir(parents=True)
-    images, annotations = [], []
-    for number, scene in enumerate(scene_images(seeds, 128)):
-        Image.fromarray(scene.load()).save(folder / f"{number:02}.png")
-        images.append({"id": number, "file_name": f"{number:02}.png", "height": 128, "width": 128})
-        for mask in scene.masks:
-            rle = {"size": mask.rle["size"], "counts": mask.rle["counts"].decode()}  # type: ignore[attr-defined]
-            annotations.append(
-                {"id": len(annotations), "image_id": number, "segmentation": rle, "task": mask.task}
-            )
-    (folder / "annotations.json").write_text(json.dumps({"images": images, "annotations": annotations}))
-    return folder
 
 
 def gapmap(*arguments: object) -> subprocess.CompletedProcess[str]:

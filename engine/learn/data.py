@@ -147,6 +147,14 @@ def spread_evenly(items: Sequence[T], most: int) -> list[T]:
     return [items[i] for i in np.linspace(0, len(items) - 1, most).round().astype(int)]
 
 
+def split_unknown(name: str, images: Iterable[LabelledImage]) -> dict[str, list[LabelledImage]]:
+    """Images of a set, those of modalities that are to stay unknown apart; sets without images are left out."""
+    images = list(images)
+    unknown = [image for image in images if image.modality.startswith(_UNKNOWN)]
+    known = [image for image in images if not image.modality.startswith(_UNKNOWN)]
+    return {key: of for key, of in ((name, known), (f"{name}, unknown modalities", unknown)) if of}
+
+
 def learnable_images(images: Iterable[LabelledImage]) -> list[LabelledImage]:
     """Those that may be learnt from: without the kept-out groups of the set, without the images listed in
     `weights/kept-out.json` (wherever a changed set's groups may fall now), and without the unknown modalities."""

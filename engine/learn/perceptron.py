@@ -31,7 +31,7 @@ class FitSettings:
     """
 
     members: int = 4
-    hidden: int = 128
+    hidden: int = 256
     epochs: int = 20
     rate: float = 2e-3
     decay: float = 0.05

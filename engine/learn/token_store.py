@@ -87,31 +87,33 @@ def collect_tokens(
         maker: makes the rows; other settings of it make the rows anew.
         progress: called with (images done, images in all).
     """
-    settings = json.dumps({**maker.describe(), "features": FEATURES}, sort_keys=True)
-    work = {_item(name, image): (name, image) for name, images in sets.items() for image in images}
-    done = store.find_done(segmenter.model_id, settings)
-    missing = done.pending(list(work))
-    total, finished = len(work), len(work) - len(missing)
+    described = {**maker.describe(), "features": FEATURES}
+    settings = json.dumps(described, sort_keys=True)
+    # Rows with baselines serve those who ask without, and may not be hidden by rows that have less.
+    also = [settings, json.dumps({**described, "baselines": True}, sort_keys=True)]
+    work = {_item(image): (name, image) for name, images in sets.items() for image in images}
+    missing = list(work)
+    for made_with in dict.fromkeys(also):
+        missing = store.find_done(segmenter.model_id, made_with).pending(missing)
+    finished = len(work) - len(missing)
     for shard in _chunks(missing, _SHARD):
         images, rows = [], []
         for item in shard:
             name, image = work[item]
-            made = maker.make_rows(image)
-            image_id = hashlib.blake2b(f"{item.uri}\0{item.fingerprint}".encode(), digest_size=16).hexdigest()
-            for row in made:
-                rows.append(
-                    {**row, "image_id": image_id, "sample_id": sample_id(image_id, row), "data": name}
-                )
+            image_id = _image_id(item)
+            for row in maker.make_rows(image):
+                identity = sample_id(image_id, row)
+                rows.append({**row, "image_id": image_id, "sample_id": identity, "data": name})
             images.append(image_row(item, settings, image_id=image_id))
             finished += 1
             if progress:
-                progress(finished, total)
+                progress(finished, len(work))
         store.commit_shard(
             segmenter.model_id,
             pa.Table.from_pylist(images, IMAGE_ROWS),
             {"tokens": pa.Table.from_pylist(rows, _TOKEN_ROWS)},
         )
-    return read_samples(store, segmenter.model_id, settings, list(sets))
+    return _read(store, segmenter.model_id, also, {_image_id(item): name for item, (name, _) in work.items()})
 
 
 def join_samples(parts: Sequence[Samples]) -> Samples:
@@ -126,21 +128,20 @@ def join_samples(parts: Sequence[Samples]) -> Samples:
     return Samples(**arrays, entropies=entropies)
 
 
-def read_samples(store: Store, model: str, settings: str, sets: Sequence[str]) -> Samples:
-    """Samples of a model and settings that the store holds, of the sets named, in a fixed order."""
+def _read(store: Store, model: str, settings: Sequence[str], set_of: Mapping[str, str]) -> Samples:
+    """Samples of these images, whose set is given by image_id; in a fixed order."""
 
     def read(snapshot: Any) -> pa.Table:
         return snapshot.con.sql(
-            """SELECT t.* FROM tokens t SEMI JOIN (FROM images WHERE model = $1 AND settings = $2) i
-            ON t.image_id = i.image_id WHERE t.model = $1 AND list_contains($3, data) ORDER BY sample_id""",
-            params=[model, settings, list(sets)],
+            """SELECT t.* FROM tokens t SEMI JOIN (FROM images WHERE model = $1 AND list_contains($2, settings)) i
+            ON t.image_id = i.image_id WHERE t.model = $1 AND list_contains($3, t.image_id) ORDER BY sample_id""",
+            params=[model, list(settings), list(set_of)],
         ).to_arrow_table()
 
     table = store.read(read)
     n = len(table)
-    text = {
-        name: np.array(table[name].to_pylist(), object).astype(str) for name in ("data", "group", "prompt")
-    }
+    text = {name: np.array(table[name].to_pylist(), object).astype(str) for name in ("group", "prompt")}
+    text["data"] = np.array([set_of[image_id] for image_id in table["image_id"].to_pylist()], str)
     iou_token_NC = _matrix(table, "iou_token", n, 1)
     tokens_N4C = _matrix(table, "mask_tokens", n, 4)
     features_NMF = _matrix(table, "features", n, 3)
@@ -173,8 +174,13 @@ def _column(table: pa.Table, name: str) -> np.ndarray:
     return table[name].to_numpy().astype(np.float64)
 
 
-def _item(name: str, image: LabelledImage) -> PoolItem:
-    return PoolItem(f"{name}/{image.name}", image.fingerprint)
+def _item(image: LabelledImage) -> PoolItem:
+    # An image is known by its labels, whatever its set is called.
+    return PoolItem(f"{image.digest}/{image.name}", image.fingerprint)
+
+
+def _image_id(item: PoolItem) -> str:
+    return hashlib.blake2b(f"{item.uri}\0{item.fingerprint}".encode(), digest_size=16).hexdigest()
 
 
 def _chunks(items: Sequence[PoolItem], size: int) -> Iterator[list[PoolItem]]:
