@@ -28,6 +28,7 @@ TokensOption = Annotated[
 ]
 _SCENE_SIZE = 384
 _SEEDS = 5
+_CALIBRATION_IMAGES = 60
 
 
 def fit_heads(
@@ -41,6 +42,13 @@ def fit_heads(
     evaluate_on: Annotated[
         list[Path] | None,
         typer.Option(help="More COCO sets for the card, never fitted to; may be given several times."),
+    ] = None,
+    calibrate_on: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Sets to calibrate predicted_iou on, by name (a folder's, or scenes): such as the model itself did not "
+            "learn from. Default: all."
+        ),
     ] = None,
     tokens: TokensOption = "gapmap-tokens",
     out: Annotated[
@@ -64,6 +72,7 @@ def fit_heads(
     """
     import torch
 
+    from engine.evaluate.generator_masks import calibrate_heads
     from engine.evaluate.head_card import render_head_card
     from engine.evaluate.uncertainty import evaluate_uncertainty
     from engine.learn.data import (
@@ -72,6 +81,7 @@ def fit_heads(
         make_head_scenes,
         read_sets,
         split_unknown,
+        spread_evenly,
     )
     from engine.learn.gap_targets import TargetMaker
     from engine.learn.head_fitting import fit_heads as fit
@@ -82,7 +92,8 @@ def fit_heads(
     from engine.store import Store
     from engine.uncertainty.head_files import heads_path, write_heads
     from flows.console import steps_progress
-    from schemas.errors import ConfigError
+    from schemas.errors import ConfigError, nearest_name
+    from schemas.settings import GenerateSettings
 
     if not data and not scenes:
         raise ConfigError(
@@ -91,6 +102,11 @@ def fit_heads(
     labelled = read_sets(data or [])
     others = read_sets(evaluate_on or [])
     learnt = {name: learnable_images(images) for name, images in labelled.items()}
+    if scenes:
+        learnt["scenes"] = make_head_scenes(scenes, _SCENE_SIZE, 2)
+    for name in calibrate_on or ():
+        if name not in learnt:
+            raise ConfigError(f"There is no set {name!r} to calibrate on. {nearest_name(name, learnt)}")
     keep_freed_memory()
     segmenter = load_segmenter(model, device=device)
     path = out or heads_path(segmenter)
@@ -100,8 +116,6 @@ def fit_heads(
         raise ConfigError(f"There is no folder {path.parent}. Make it, or name another --out.")
     second = load_segmenter(larger, device=device) if larger else None
     maker = TargetMaker(segmenter, second, objects=objects)
-    if scenes:
-        learnt["scenes"] = make_head_scenes(scenes, _SCENE_SIZE, 2)
     judged = dict(others)
     for name, images in labelled.items():
         judged |= split_unknown(name, leave_out_groups(images, _digests(learnt[name])))
@@ -119,12 +133,23 @@ def fit_heads(
             FitSettings(seed=seed),
             progress=progress,
         )
+    held = [
+        image
+        for name in calibrate_on or learnt
+        for image in learnt[name]
+        if f"{name}/{image.group}" in fitted.held_groups
+    ]
+    held = spread_evenly(held, _CALIBRATION_IMAGES)
+    with steps_progress("calibrating on automatic masks") as progress:
+        calibrated = calibrate_heads(
+            segmenter, fitted.heads, held, GenerateSettings(), lambda done: progress(done, len(held))
+        )
     digests = sorted(digest for images in learnt.values() for digest in _digests(images))
-    heads = write_heads(fitted.heads, path, {"fitted": json.dumps(digests)})
+    heads = write_heads(calibrated, path, {"fitted": json.dumps(digests)})
     figures = {}
     for name, images in judged.items():
-        held = collect_tokens(store, {name: images}, segmenter, maker)
-        figures[name] = evaluate_uncertainty([(held, heads.to(torch.device("cpu")))] * _SEEDS)
+        unseen = collect_tokens(store, {name: images}, segmenter, maker)
+        figures[name] = evaluate_uncertainty([(unseen, heads.to(torch.device("cpu")))] * _SEEDS)
     card = render_head_card(
         path.name.partition(".heads")[0] + " heads",
         heads,
@@ -138,6 +163,7 @@ def fit_heads(
             for name, of in samples.items()
         },
         fitted.r2,
+        f"{len(held)} images ({', '.join(calibrate_on or learnt)})",
         figures,
     )
     path.with_suffix("").with_suffix(".heads.md").write_text(card)

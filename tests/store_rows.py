@@ -44,7 +44,9 @@ def mask_rows(image: dict[str, Any], tag: str) -> list[dict[str, Any]]:
     for index in range(image["n_masks"]):
         key = content_id(f"{image['image_id']}/{index}/{tag}")
         number = int(key[:6], 16) / 0xFFFFFF
-        row: dict[str, Any] = {f.name: 0 for f in MASKS if f.name not in {"model", "attempt"}}
+        row: dict[str, Any] = {
+            f.name: None if f.nullable else 0 for f in MASKS if f.name not in {"model", "attempt"}
+        }
         row |= {"mask_id": key, "image_id": image["image_id"], "uncertainty": number, "sam_score": 1 - number}
         row |= {"x0": 2, "y0": 3, "x1": 12, "y1": 8, "area": 50, "height": 48, "width": 64, "rle": BOX_RLE}
         rows.append(row | {"uncertainty_source": tag})

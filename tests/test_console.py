@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from flows.console import LabelBar
+from flows.console import LabelBar, steps_progress
 
 
 def test_a_run_that_writes_to_a_log_file_says_how_far_it_is(capfd: pytest.CaptureFixture[str]) -> None:
@@ -18,3 +18,9 @@ def test_a_run_that_writes_to_a_log_file_says_how_far_it_is(capfd: pytest.Captur
     assert lines[0] == "2 images are in the store already"
     assert re.match(r"2/8 images, [\d.]+ images/s, 10 masks, 1 errors", lines[1])
     assert re.match(r"8/8 images, [\d.]+ images/s, 40 masks, 4 errors$", lines[4])
+
+
+def test_other_long_work_does_so_too(capfd: pytest.CaptureFixture[str]) -> None:
+    with steps_progress("asking the models", every_s=0) as progress:
+        progress(3, 20)
+    assert capfd.readouterr().err.splitlines() == ["asking the models: 3/20"]

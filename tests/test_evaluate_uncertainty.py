@@ -6,16 +6,19 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from sample_rows import make_samples
 
-from engine.evaluate.generator_masks import match_masks
-from engine.evaluate.uncertainty import INPUTS, ablate_inputs, evaluate_uncertainty, judge
+from engine.evaluate.generator_masks import calibrate_heads, evaluate_generator, match_masks
+from engine.evaluate.uncertainty import INPUTS, TOLD, ablate_inputs, evaluate_uncertainty, judge
 from engine.generate.records import MASK_ROW, ImageMasks
-from engine.learn.data import LabelledImage, LabelledMask
+from engine.learn.data import LabelledImage, LabelledMask, scene_images
 from engine.learn.head_fitting import fit_heads
 from engine.learn.perceptron import FitSettings
 from engine.masks.rle import encode_masks
-from engine.uncertainty.heads import HeadSet
+from engine.models.loading import load_segmenter
+from engine.uncertainty.heads import HeadSet, Pairing
+from schemas.settings import GenerateSettings
 
 FAST = FitSettings(members=1, hidden=32, epochs=12)
 METHODS = {"sam_score", "entropy", "H_Y", "H_A", "H_Xp", "H_Theta", "delta", "delta_star", "random", "oracle"}
@@ -64,7 +67,7 @@ def test_the_curves_start_at_what_the_model_picks_and_end_mended(heads: HeadSet)
 def test_an_ablation_shows_where_the_knowledge_is() -> None:
     fitted, held = make_samples(1500), make_samples(400, seed=5)
     table = ablate_inputs((fitted, held), "m@0", "l@0", 1)
-    assert set(table) == set(INPUTS)
+    assert set(table) == {*INPUTS, TOLD}
     for gap in ("model", "prompt"):
         assert table["features"][gap]["mean"] > table["both_tokens"][gap]["mean"] + 0.02, (
             "tokens are noise here"
@@ -88,3 +91,24 @@ def test_automatic_masks_are_matched_with_the_object_under_their_point() -> None
     rows["point"] = [(10, 10), (6, 20), (33, 33)]
     iou = match_masks(ImageMasks(40, 40, rows, encode_masks(found)), image)
     np.testing.assert_allclose(iou, [1, 0.5, np.nan])
+
+
+def test_a_calibration_on_automatic_masks_makes_the_prediction_right_for_them() -> None:
+    nano = load_segmenter("sam-nano", device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(8, 512), (8, 8), (4, 8)]
+    weights = tuple(
+        (torch.randn(1, o, i, generator=generator) * 0.3, torch.randn(1, o, generator=generator))
+        for o, i in shapes
+    )
+    names = ("model_gap", "prompt_gap", "task_gap", "iou")
+    raw = HeadSet(names, weights, torch.ones(4), torch.zeros(4), Pairing.own, nano.model_id)
+    scenes = [scene for scene in scene_images(range(940_000, 940_010), 128) if scene.masks]
+    settings = GenerateSettings(points_per_side=10, pred_iou_thresh=0.1, stability_score_thresh=0.1)
+    calibrated = calibrate_heads(nano, raw, scenes[:5], settings)
+    before, after = (evaluate_generator(nano, h, scenes[5:], settings) for h in (raw, calibrated))
+    assert before["n"] == after["n"] > 50
+    assert after["calibration_error"] < before["calibration_error"] - 0.05
+    assert calibrate_heads(nano, raw, scenes[:1], GenerateSettings(points_per_side=2)) is raw, (
+        "too few to tell"
+    )

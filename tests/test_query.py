@@ -66,7 +66,7 @@ def test_reading_statements_work(filled: Store, sql: str) -> None:
 
 
 def test_only_the_tables_are_shown(filled: Store) -> None:
-    assert fetch(filled, "SHOW TABLES") == [("images",), ("masks",), ("models",)]
+    assert fetch(filled, "SHOW TABLES") == [("images",), ("masks",), ("models",), ("tokens",)]
 
 
 ESCAPES = [
@@ -206,7 +206,7 @@ def test_a_bucket_is_fenced_too(s3_root: tuple[str, dict[str, Any]], tmp_path: P
 def test_a_wrong_table_or_column_names_the_nearest(filled: Store) -> None:
     with pytest.raises(
         QueryError,
-        match=r"no table 'mask' in the store\. Did you mean 'masks'\? Known: images, masks, models",
+        match=r"no table 'mask' in the store\. Did you mean 'masks'\? Known: images, masks, models, tokens",
     ):
         filled.query("SELECT * FROM mask")
     with pytest.raises(QueryError, match=r"no column 'uncertanty'\. Did you mean 'uncertainty'\?"):

@@ -7,18 +7,22 @@ Masks whose point lies on no labelled object are left out: nobody knows whether 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from engine.generate.generator import generate_masks
 from engine.generate.records import ImageMasks
 from engine.learn.data import LabelledImage
 from engine.masks.rle import encode_masks, mask_iou
 from engine.models.segmenter import Segmenter
-from engine.uncertainty.calibration import measure_reliability
+from engine.uncertainty.calibration import fit_knots, measure_reliability
 from engine.uncertainty.heads import HeadSet
 from schemas.settings import GenerateSettings
+
+_LEAST_MASKS = 100
 
 
 def evaluate_generator(
@@ -34,17 +38,9 @@ def evaluate_generator(
         `correlation` {sam_score, stability, entropy, predicted_iou: r}, `calibration_error`, `calibration`, `n` masks
         matched, `unmatched` masks.
     """
-    rows, truth, unmatched = [], [], 0
-    for index, image in enumerate(images):
-        [masks] = generate_masks(segmenter, [image.load()], settings, scorer=heads)
-        iou_N = match_masks(masks, image)
-        matched_N = np.isfinite(iou_N)
-        rows.append(masks.rows_N[matched_N])
-        truth.append(iou_N[matched_N])
-        unmatched += int((~matched_N).sum())
-        if progress:
-            progress(index + 1)
-    rows_N, true_N = np.concatenate(rows), np.concatenate(truth)
+    rows_N, iou_N = _make_masks(segmenter, heads, images, settings, progress)
+    matched_N = np.isfinite(iou_N)
+    rows_N, true_N = rows_N[matched_N], iou_N[matched_N]
     quality = {name: rows_N[name].astype(np.float64) for name in ("sam_score", "stability", "predicted_iou")}
     quality["entropy"] = -rows_N["entropy"].astype(np.float64)
     reliability = measure_reliability(quality["predicted_iou"], true_N)
@@ -59,8 +55,50 @@ def evaluate_generator(
             "count": reliability.count,
         },
         "n": len(true_N),
-        "unmatched": unmatched,
+        "unmatched": int((~matched_N).sum()),
     }
+
+
+def calibrate_heads(
+    segmenter: Segmenter,
+    heads: HeadSet,
+    images: Sequence[LabelledImage],
+    settings: GenerateSettings,
+    progress: Callable[[int], None] | None = None,
+) -> HeadSet:
+    """The same heads with `predicted_iou` calibrated on automatic masks: those that labelling keeps.
+
+    Suppression keeps the best scored of masks that are alike, so what is kept is not what single prompts give.
+    With fewer than 100 matched masks the calibration that is there stays.
+
+    Args:
+        images: labelled, and neither fitted to nor learnt by the model; else it seems surer than it is.
+    """
+    raw = replace(heads, knots_2Q=None)
+    rows_N, iou_N = _make_masks(segmenter, raw.to(segmenter.device), images, settings, progress)
+    matched_N = np.isfinite(iou_N)
+    if matched_N.sum() < _LEAST_MASKS:
+        return heads
+    knots_2Q = fit_knots(rows_N["predicted_iou"][matched_N].astype(np.float64), iou_N[matched_N])
+    return replace(heads, knots_2Q=torch.from_numpy(knots_2Q))
+
+
+def _make_masks(
+    segmenter: Segmenter,
+    heads: HeadSet,
+    images: Sequence[LabelledImage],
+    settings: GenerateSettings,
+    progress: Callable[[int], None] | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the automatic masks of all images, and their true IoU."""
+    rows, truth = [], []
+    for index, image in enumerate(images):
+        [masks] = generate_masks(segmenter, [image.load()], settings, scorer=heads)
+        rows.append(masks.rows_N)
+        truth.append(match_masks(masks, image))
+        if progress:
+            progress(index + 1)
+    return np.concatenate(rows), np.concatenate(truth)
 
 
 def match_masks(masks: ImageMasks, image: LabelledImage) -> np.ndarray:

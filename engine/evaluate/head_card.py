@@ -23,6 +23,7 @@ Heads of `{model}`: why is it unsure of a mask (`model_gap`, `prompt_gap`, `task
 {fitted}
 
 R² on groups that took no part in the fit: {r2}.
+`predicted_iou` is calibrated on the automatic masks of {calibrated} that took no part in it either.
 
 ## On what it has not seen
 The output the model scores best from one central point of each object. r: correlation with the true IoU. Relative AUC
@@ -43,6 +44,7 @@ def render_head_card(
     file_bytes: int,
     fitted: Mapping[str, Mapping[str, int]],
     r2: Mapping[str, float],
+    calibrated: str,
     figures: Mapping[str, Mapping[str, Any]],
 ) -> str:
     """The card as Markdown.
@@ -53,6 +55,7 @@ def render_head_card(
         file_bytes: size of its file.
         fitted: by name of the data, how many `images`, `groups` and `prompts` it was fitted to.
         r2: of each head.
+        calibrated: what `predicted_iou` was calibrated on, in words.
         figures: by name of the data, what `evaluate_uncertainty` says of it.
     """
     gaps = [gap for gap in _FIXES if any(gap in figure["relative_auc"] for figure in figures.values())]
@@ -74,6 +77,7 @@ def render_head_card(
             for name, of in fitted.items()
         ),
         r2=", ".join(f"{name} {value:.2f}" for name, value in r2.items()),
+        calibrated=calibrated,
         gap_heads=" | ".join(f"{_FIXES[gap]}: gain, AUC" for gap in gaps),
         gap_rule="|".join("---" for _ in gaps),
         rows="\n".join(_row(name, figure, gaps) for name, figure in figures.items()),

@@ -11,7 +11,7 @@ Shape suffixes: N samples, M outputs (3).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,8 @@ INPUTS = {
     "tokens_and_features": (0, 1, 2),
 }
 """What heads are shown in an ablation: 0 the IoU token, 1 the mask token, 2 the features of the mask."""
+TOLD = "tokens_of_the_best_output"
+"""One more row of the ablation: both tokens, but of the output that the truth picks, as the released code shows them."""
 _SHARES = 100
 
 
@@ -160,15 +162,17 @@ def ablate_inputs(
         progress: called with the fits done.
 
     Returns:
-        {inputs, of `INPUTS`: {gap: {mean, std}}}.
+        {inputs, of `INPUTS` and `TOLD`: {gap: {mean, std}}}.
     """
     fitted, judged_on = samples
     index = np.arange(fitted.inputs_NMI.shape[2])
     tokens = (len(index) - len(FEATURES)) // 2
     part = np.digitize(index, [tokens, 2 * tokens])  # 0 IoU token, 1 mask token, 2 features
     table: dict[str, dict[str, dict[str, float]]] = {}
-    for place, (name, parts) in enumerate(INPUTS.items()):
+    for place, (name, parts) in enumerate({**INPUTS, TOLD: INPUTS["both_tokens"]}.items()):
         values: dict[str, list[float]] = {}
+        if name == TOLD:
+            fitted, judged_on = _tell_answer(fitted), _tell_answer(judged_on)
         for seed in range(seeds):
             settings = FitSettings(seed=seed, members=1)
             heads = fit_heads(fitted, model_id, larger, settings, shown=np.isin(part, parts)).heads
@@ -179,6 +183,14 @@ def ablate_inputs(
                 progress(place * seeds + seed + 1)
         table[name] = {gap: _spread(areas) for gap, areas in values.items()}
     return table
+
+
+def _tell_answer(samples: Samples) -> Samples:
+    """Samples whose judged outputs show the inputs of the truly best one: what cannot be known in use."""
+    every = np.arange(len(samples))
+    inputs_NMI = samples.inputs_NMI.copy()
+    inputs_NMI[every, samples.sam_score_NM.argmax(1)] = samples.inputs_NMI[every, samples.iou_NM.argmax(1)]
+    return replace(samples, inputs_NMI=inputs_NMI)
 
 
 def _nearest(samples: Samples) -> np.ndarray:

@@ -93,7 +93,7 @@ class UncertaintyRun:
                     self.segmenter.model_id,
                     self._larger_id,
                     self.seeds,
-                    lambda done: progress(done, len(INPUTS) * self.seeds),
+                    lambda done: progress(done, (len(INPUTS) + 1) * self.seeds),
                 )
         if self.generator_images:
             images = [image for of in tests.values() for image in spread_evenly(of, self.generator_images)]

@@ -6,7 +6,7 @@ Shape suffixes: N prompts, M outputs (3), X rows (N x M), I inputs, K heads, S m
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,10 +24,17 @@ _LEAST_GROUPS = 5
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted set, and how well it does on groups that took no part: R² of each head, by name."""
+    """A fitted set, and how well it does on groups that took no part.
+
+    Attributes:
+        heads: the set, its `predicted_iou` calibrated on prompts.
+        r2: R² of each head, by name.
+        held_groups: the groups that took no part in the fit (as in `Samples.group_N`).
+    """
 
     heads: HeadSet
     r2: dict[str, float]
+    held_groups: frozenset[str]
 
 
 def fit_heads(
@@ -99,7 +106,8 @@ def fit_heads(
         name: round(1 - float(np.mean((v - t)[picked_X] ** 2) / np.var(t[picked_X])), 4)
         for name, v, t in zip(names, values_KX, truth_KX, strict=True)
     }
-    return Fit(HeadSet(**{**heads.__dict__, "knots_2Q": knots_2Q}), r2)
+    held_groups = frozenset(np.unique(samples.group_N[calibrate_N]).tolist())
+    return Fit(replace(heads, knots_2Q=knots_2Q), r2, held_groups)
 
 
 def make_targets(samples: Samples, names: tuple[str, ...]) -> np.ndarray:
