@@ -129,30 +129,37 @@ def _print_tables(result: dict[str, Any]) -> None:
     console = Console()
     areas = result["relative_auc"]
     table = Table("method", *(f"{gap} gap" for gap in areas), "r with IoU", box=None, pad_edge=False)
-    methods = sorted(
-        {m for of in areas.values() for m in of}, key=lambda m: -areas["task"].get(m, {"mean": 0})["mean"]
-    )
+    methods = sorted({m for of in areas.values() for m in of}, key=lambda m: -(areas["task"][m]["mean"] or 0))
     for method in methods:
         cells = [
-            f"{100 * of[method]['mean']:.1f} ± {100 * of[method]['std']:.1f}" if method in of else ""
+            f"{_percent(of[method]['mean'])} ± {_percent(of[method]['std'])}" if method in of else ""
             for of in areas.values()
         ]
         r = result["correlation"].get(method)
-        table.add_row(_WORDS.get(method, method), *cells, "" if r is None else f"{r:.2f}")
+        table.add_row(_WORDS.get(method, method), *cells, _show(r))
     console.print(
         f"{result['model']}, larger {result['larger'] or 'none'}: {result['n']} predictions. Relative AUC, %:"
     )
     console.print(table)
     console.print(
-        f"predicted IoU: r {result['correlation']['predicted_iou']:.2f}, calibration error {result['calibration_error']:.3f}"
+        f"predicted IoU: r {_show(result['correlation']['predicted_iou'])}, "
+        f"calibration error {_show(result['calibration_error'], 3)}"
     )
     for inputs, of in result.get("token_ablation", {}).items():
         console.print(
-            f"heads that see {inputs:20}", *(f"{gap} {100 * v['mean']:.1f}" for gap, v in of.items())
+            f"heads that see {inputs:20}", *(f"{gap} {_percent(v['mean'])}" for gap, v in of.items())
         )
     if generator := result.get("generator"):
         r = generator["correlation"]
         console.print(
-            f"{generator['n']} automatic masks on labelled objects: r predicted IoU {r['predicted_iou']:.2f}, "
-            f"SamScore {r['sam_score']:.2f}; calibration error {generator['calibration_error']:.3f}"
+            f"{generator['n']} automatic masks on labelled objects: r predicted IoU {_show(r['predicted_iou'])}, "
+            f"SamScore {_show(r['sam_score'])}; calibration error {_show(generator['calibration_error'], 3)}"
         )
+
+
+def _show(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _percent(value: float | None) -> str:
+    return _show(None if value is None else 100 * value, 1)

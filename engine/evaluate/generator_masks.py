@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from engine.evaluate.figures import correlate, round_figure
 from engine.generate.generator import generate_masks
 from engine.generate.records import ImageMasks
 from engine.learn.data import LabelledImage
@@ -45,10 +46,8 @@ def evaluate_generator(
     quality["entropy"] = -rows_N["entropy"].astype(np.float64)
     reliability = measure_reliability(quality["predicted_iou"], true_N)
     return {
-        "correlation": {
-            name: round(float(np.corrcoef(value_N, true_N)[0, 1]), 4) for name, value_N in quality.items()
-        },
-        "calibration_error": round(reliability.error, 4),
+        "correlation": {name: round_figure(correlate(value_N, true_N)) for name, value_N in quality.items()},
+        "calibration_error": round_figure(reliability.error),
         "calibration": {
             "predicted": reliability.predicted,
             "true": reliability.true,

@@ -90,18 +90,22 @@ def _row(name: str, figure: Mapping[str, Any], gaps: list[str]) -> str:
         name,
         str(figure["n"]),
         f"{of['iou']:.2f}",
-        f"{figure['correlation']['predicted_iou']:.2f}",
-        f"{figure['correlation']['sam_score']:.2f}",
+        _show(figure["correlation"]["predicted_iou"]),
+        _show(figure["correlation"]["sam_score"]),
         f"{figure['calibration_error']:.3f}",
     ]
     for gap in gaps:
         areas = figure["relative_auc"].get(gap)
         if areas:
             star, sam, chance = (areas[m]["mean"] for m in ("delta_star", "sam_score", "random"))
-            cells.append(f"{of[gap] - of['iou']:+.2f}, **{star:.2f}** ({sam:.2f}, {chance:.2f})")
+            cells.append(f"{of[gap] - of['iou']:+.2f}, **{_show(star)}** ({_show(sam)}, {_show(chance)})")
         else:
             cells.append("")
     return f"| {' | '.join(cells)} |"
+
+
+def _show(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _pool(sets: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from engine.evaluate.figures import correlate, summarise
 from engine.evaluate.relative_auc import random_auc, relative_auc
 from engine.learn.head_fitting import fit_heads
 from engine.learn.perceptron import FitSettings
@@ -113,9 +114,7 @@ def evaluate_uncertainty(
             table.setdefault("random", []).append(random_auc(before, after))
             table.setdefault("oracle", []).append(relative_auc(after - before, before, after))
         for method, quality_N in judged.quality.items():
-            correlation.setdefault(method, []).append(
-                float(np.corrcoef(quality_N[draw_N], judged.before_N[draw_N])[0, 1])
-            )
+            correlation.setdefault(method, []).append(correlate(quality_N[draw_N], judged.before_N[draw_N]))
         nearest_N = _nearest(samples)
         predicted_N = judged.quality["predicted_iou"]
         errors.append(measure_reliability(predicted_N[draw_N], nearest_N[draw_N]).error)
@@ -127,11 +126,12 @@ def evaluate_uncertainty(
     samples, judged, reliability = first
     return {
         "relative_auc": {
-            gap: {method: _spread(values) for method, values in table.items()} for gap, table in areas.items()
+            gap: {method: summarise(values) for method, values in table.items()}
+            for gap, table in areas.items()
         },
         "curves": {gap: _curves(judged, gap) for gap in judged.after},
         "correlation": {
-            **{method: round(float(np.mean(values)), 4) for method, values in correlation.items()},
+            **{method: summarise(values)["mean"] for method, values in correlation.items()},
             "random": 0.0,
             "oracle": 1.0,
         },
@@ -152,7 +152,7 @@ def ablate_inputs(
     larger: str,
     seeds: int,
     progress: Callable[[int], None] | None = None,
-) -> dict[str, dict[str, dict[str, float]]]:
+) -> dict[str, dict[str, dict[str, float | None]]]:
     """Relative AUC of the direct gaps when heads see only some of their inputs.
 
     Args:
@@ -168,7 +168,7 @@ def ablate_inputs(
     index = np.arange(fitted.inputs_NMI.shape[2])
     tokens = (len(index) - len(FEATURES)) // 2
     part = np.digitize(index, [tokens, 2 * tokens])  # 0 IoU token, 1 mask token, 2 features
-    table: dict[str, dict[str, dict[str, float]]] = {}
+    table: dict[str, dict[str, dict[str, float | None]]] = {}
     for place, (name, parts) in enumerate({**INPUTS, TOLD: INPUTS["both_tokens"]}.items()):
         values: dict[str, list[float]] = {}
         if name == TOLD:
@@ -181,7 +181,7 @@ def ablate_inputs(
                 values.setdefault(gap, []).append(relative_auc(score_N, result.before_N, result.after[gap]))
             if progress:
                 progress(place * seeds + seed + 1)
-        table[name] = {gap: _spread(areas) for gap, areas in values.items()}
+        table[name] = {gap: summarise(areas) for gap, areas in values.items()}
     return table
 
 
@@ -233,7 +233,3 @@ def _describe_sets(samples: Samples, judged: Judged) -> dict[str, dict[str, floa
         }
         for name in np.unique(data_N)
     }
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    return {"mean": round(float(np.mean(values)), 4), "std": round(float(np.std(values)), 4)}

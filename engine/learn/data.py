@@ -182,7 +182,8 @@ def make_training_scenes(count: int, size: int, workers: int) -> list[LabelledIm
 
 def make_head_scenes(count: int, size: int, workers: int) -> list[LabelledImage]:
     """`count` procedural scenes that neither training nor evaluation draws."""
-    return scene_images(range(_SCENE_HEADS_SEED, _SCENE_HEADS_SEED + count), size, workers)
+    scenes = scene_images(range(_SCENE_HEADS_SEED, _SCENE_HEADS_SEED + count), size, workers)
+    return [scene for scene in scenes if scene.masks]
 
 
 def scene_images(seeds: Iterable[int], size: int, workers: int = 1) -> list[LabelledImage]:

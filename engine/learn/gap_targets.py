@@ -24,6 +24,7 @@ from engine.masks.entropy import mean_entropy
 from engine.masks.overlap import compare_outputs
 from engine.models.segmenter import Segmenter
 from engine.uncertainty.features import describe_masks
+from schemas.errors import ConfigError
 from schemas.records import Decoded, Embedding, MaskEvidence, Prompts, Siblings
 
 _PROMPTS_AT_ONCE = 32
@@ -92,7 +93,15 @@ class TargetMaker:
         rng = np.random.default_rng([self._seed, *image.name.encode()])
         pixels_HW3 = image.load()
         truths_THW = np.stack([mask.decode() for mask in image.masks])
-        chosen = sorted(rng.permutation(len(truths_THW))[: self._objects].tolist())
+        if truths_THW.shape[1:] != pixels_HW3.shape[:2]:
+            raise ConfigError(
+                f"{image.name} is {pixels_HW3.shape[1]} x {pixels_HW3.shape[0]} pixels, but its masks are for "
+                f"{truths_THW.shape[2]} x {truths_THW.shape[1]}. Correct the sizes in its COCO file."
+            )
+        there = [i for i in rng.permutation(len(truths_THW)).tolist() if image.masks[i].area]
+        chosen = sorted(there[: self._objects])
+        if not chosen:
+            return []
         objects = np.repeat(chosen, self._points)
         points_NP2 = np.stack([draw_prompts(truths_THW[i], self._points, rng) for i in chosen]).reshape(
             -1, DENSE_POINTS, 2
