@@ -116,7 +116,8 @@ def fit_heads(
         raise ConfigError(f"There is no folder {path.parent}. Make it, or name another --out.")
     second = load_segmenter(larger, device=device) if larger else None
     maker = TargetMaker(segmenter, second, objects=objects)
-    judged = dict(others)
+    fitted_to = {digest for images in learnt.values() for digest in _digests(images)}
+    judged = {name: kept for name, images in others.items() if (kept := leave_out_groups(images, fitted_to))}
     for name, images in labelled.items():
         judged |= split_unknown(name, leave_out_groups(images, _digests(learnt[name])))
     store = Store(tokens)

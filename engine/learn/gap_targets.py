@@ -9,7 +9,6 @@ Shape suffixes: N prompts, P points, M outputs (3), T masks of an image, H W ima
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -237,12 +236,6 @@ class TargetMaker:
                 self._enlargements.clear()
             self._enlargements[key] = Enlargement(segmenter, size)
         return self._enlargements[key]
-
-
-def sample_id(image_id: str, row: dict[str, Any]) -> str:
-    """Identity of a sample: the same image, object and point give the same 32 hex digits."""
-    text = f"{image_id}\n{row['object']}\n{row['point_x'].hex()}\n{row['point_y'].hex()}\n{row['prompt']}"
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _iou(crop: np.ndarray, box_4: np.ndarray, truth_HW: np.ndarray) -> float:

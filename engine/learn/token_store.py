@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.learn.data import LabelledImage
-from engine.learn.gap_targets import TargetMaker, sample_id
+from engine.learn.gap_targets import TargetMaker
 from engine.models.segmenter import Segmenter
 from engine.store import Store
 from engine.store.image_rows import IMAGE_ROWS, image_row
@@ -102,7 +102,7 @@ def collect_tokens(
             name, image = work[item]
             image_id = _image_id(item)
             for row in maker.make_rows(image):
-                identity = sample_id(image_id, row)
+                identity = _sample_id(image_id, row)
                 rows.append({**row, "image_id": image_id, "sample_id": identity, "data": name})
             images.append(image_row(item, settings, image_id=image_id))
             finished += 1
@@ -181,6 +181,12 @@ def _item(image: LabelledImage) -> PoolItem:
 
 def _image_id(item: PoolItem) -> str:
     return hashlib.blake2b(f"{item.uri}\0{item.fingerprint}".encode(), digest_size=16).hexdigest()
+
+
+def _sample_id(image_id: str, row: dict[str, Any]) -> str:
+    """Identity of a sample: the same image, object and point give the same 32 hex digits."""
+    text = f"{image_id}\n{row['object']}\n{row['point_x'].hex()}\n{row['point_y'].hex()}\n{row['prompt']}"
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _chunks(items: Sequence[PoolItem], size: int) -> Iterator[list[PoolItem]]:
