@@ -183,6 +183,26 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
+def write_report(
+    name: str, results: list[dict[str, Any]], load_before: tuple[float, float, float], **more: Any
+) -> None:
+    """Write the dated result file of a benchmark, with the machine it ran on."""
+    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+    report = {
+        "date": today,
+        "machine": describe_machine(),
+        **more,
+        # Above the number of cores, something else was running as well.
+        "load_average_before": load_before,
+        "load_average_after": os.getloadavg(),
+        "results": results,
+    }
+    path = ROOT / "benchmarks" / "results" / f"{name}-{today}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(report, indent=2) + "\n")
+    print(f"Written: {path.relative_to(ROOT)}")
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -223,21 +243,7 @@ def main() -> None:
             result["settings"] = settings.model_dump()
             print(json.dumps(result, indent=2), flush=True)
             results.append(result)
-    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-    report = {
-        "date": today,
-        "machine": describe_machine(),
-        "threads": arguments.threads,
-        "device": arguments.device,
-        # Above the number of cores, something else was running as well.
-        "load_average_before": load_before,
-        "load_average_after": os.getloadavg(),
-        "results": results,
-    }
-    path = ROOT / "benchmarks" / "results" / f"generate-{today}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"Written: {path.relative_to(ROOT)}")
+    write_report("generate", results, load_before, threads=arguments.threads, device=arguments.device)
 
 
 if __name__ == "__main__":

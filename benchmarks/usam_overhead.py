@@ -14,7 +14,6 @@ Writes a dated JSON file to benchmarks/results.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import statistics
@@ -27,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from generate import ROOT, describe_machine, read_images
+from generate import ROOT, read_images, write_report
 
 from engine.evaluate.monte_carlo import augment
 from engine.generate import filters
@@ -217,19 +216,7 @@ def main() -> None:
             )
             print(json.dumps(result, indent=2), flush=True)
             results.append(result)
-    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-    report = {
-        "date": today,
-        "machine": describe_machine(),
-        "threads": arguments.threads,
-        # Above the number of cores, something else was running as well.
-        "load_average_before": load_before,
-        "load_average_after": os.getloadavg(),
-        "results": results,
-    }
-    path = ROOT / "benchmarks" / "results" / f"usam-overhead-{today}.json"
-    path.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"Written: {path.relative_to(ROOT)}")
+    write_report("usam-overhead", results, load_before, threads=arguments.threads)
 
 
 if __name__ == "__main__":

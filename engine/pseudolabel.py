@@ -91,10 +91,11 @@ class Pseudolabeller:
         self._store = store
         self._generate = complete_settings(generate, segmenter)
         # Other heads make other scores, so they are settings: with new ones, images are labelled anew.
-        self._settings = json.dumps(
-            {**json.loads(self._generate.canonical()), "heads": heads.version if heads else None},
-            sort_keys=True,
-        )
+        self._settings = self._generate.canonical()
+        if heads:
+            self._settings = json.dumps(
+                {**json.loads(self._settings), "heads": heads.version}, sort_keys=True
+            )
         self._pool = pool
         self._batch_size = batch_size
         self._done: DoneIndex | None = None

@@ -102,6 +102,19 @@ def fit_heads(
     labelled = read_sets(data or [])
     others = read_sets(evaluate_on or [])
     learnt = {name: learnable_images(images) for name, images in labelled.items()}
+    for name in others:
+        if name in labelled:
+            raise ConfigError(
+                f"Two sets are called {name!r}, one of them to judge on. Rename one of the folders."
+            )
+    for name, images in learnt.items():
+        if not images or name == "scenes":
+            reason = (
+                "is what procedural scenes are called"
+                if images
+                else "has no labelled image that may be learnt from"
+            )
+            raise ConfigError(f"The set {name!r} {reason}. Rename it, or leave it out.")
     if scenes:
         learnt["scenes"] = make_head_scenes(scenes, _SCENE_SIZE, 2)
     for name in calibrate_on or ():
@@ -164,7 +177,9 @@ def fit_heads(
             for name, of in samples.items()
         },
         fitted.r2,
-        f"{len(held)} images ({', '.join(calibrate_on or learnt)})",
+        f"the automatic masks of {len(held)} images ({', '.join(calibrate_on or learnt)})"
+        if calibrated is not fitted.heads
+        else "the prompts of groups (there were too few automatic masks)",
         figures,
     )
     path.with_suffix("").with_suffix(".heads.md").write_text(card)

@@ -122,6 +122,8 @@ def test_new_heads_score_the_pool_anew_and_the_same_heads_do_not(
     store = Store(str(tmp_path / "store"))
     files = label(segmenter, None, small_pool, store)
     assert label(segmenter, None, small_pool, store) == 0
+    [row] = store.query("SELECT DISTINCT settings LIKE '%heads%' AS named FROM images").to_pylist()
+    assert not row["named"], "without heads the settings are the generator's own, as before there were heads"
     assert label(segmenter, heads, small_pool, store) == files
     assert label(segmenter, heads, small_pool, store) == 0
     [row] = store.query("SELECT count(*) - count(heads) AS old FROM masks").to_pylist()

@@ -98,6 +98,7 @@ def test_heads_are_fitted_used_and_evaluated(tmp_path: Path) -> None:
         (["fit-heads"], "--data FOLDER"),
         (["evaluate", "uncertainty"], "--data FOLDER"),
         (["fit-heads", "--data", "nowhere"], "not a readable COCO file"),
+        (["fit-heads", "--scenes", "1", "--calibrate-on", "scene"], "Did you mean 'scenes'"),
         (["fit-heads", "--scenes", "1", "--out", "nowhere/x.heads.safetensors"], "no folder nowhere"),
         (["fit-heads", "--scenes", "1", "--model", "sam-nan"], "Did you mean 'sam-nano'"),
     ],

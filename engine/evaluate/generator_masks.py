@@ -73,6 +73,8 @@ def calibrate_heads(
     Args:
         images: labelled, and neither fitted to nor learnt by the model; else it seems surer than it is.
     """
+    if not images:
+        return heads
     raw = replace(heads, knots_2Q=None)
     rows_N, iou_N = _make_masks(segmenter, raw.to(segmenter.device), images, settings, progress)
     matched_N = np.isfinite(iou_N)

@@ -23,7 +23,7 @@ Heads of `{model}`: why is it unsure of a mask (`model_gap`, `prompt_gap`, `task
 {fitted}
 
 R² on groups that took no part in the fit: {r2}.
-`predicted_iou` is calibrated on the automatic masks of {calibrated} that took no part in it either.
+`predicted_iou` is calibrated on {calibrated} that took no part in it either.
 
 ## On what it has not seen
 The output the model scores best from one central point of each object. r: correlation with the true IoU. Relative AUC

@@ -14,7 +14,7 @@ from engine.evaluate.monte_carlo import monte_carlo_entropies
 from engine.evaluate.uncertainty import INPUTS, ablate_inputs, evaluate_uncertainty
 from engine.learn.data import LabelledImage, leave_out_groups, split_groups, spread_evenly
 from engine.learn.gap_targets import TargetMaker
-from engine.learn.head_fitting import fit_heads
+from engine.learn.head_fitting import LEAST_GROUPS, fit_heads
 from engine.learn.perceptron import FitSettings
 from engine.learn.token_store import Samples, collect_tokens
 from engine.models.segmenter import Segmenter
@@ -41,7 +41,7 @@ class UncertaintyRun:
         seeds: rounds that the mean and the spread are of.
         objects: of an image, at most.
         baselines: also the Monte-Carlo entropies.
-        ablation: also heads that see only some of their inputs.
+        ablation: also heads that see only some of their inputs, where the data has groups enough to fit them.
         generator_images: automatic masks of so many images of each set are judged, too.
     """
 
@@ -70,11 +70,14 @@ class UncertaintyRun:
             tests = {name: leave_out_groups(images, self.fitted) for name, images in sets.items()}
         tests = {name: images for name, images in tests.items() if images}
         if not tests:
-            raise ConfigError("Nothing of this data is left to judge on. Give other data, or use --refit.")
+            advice = "other data, or use --refit" if self.heads else "sets of three groups of images or more"
+            raise ConfigError(f"Nothing of this data is left to judge on. Give {advice}.")
         test = self._collect(tests, step, "asking the models", baselines=self.baselines)
         train = None
-        if self.heads is None or self.ablation:
-            fitting = {name: split_groups(images)[0] for name, images in sets.items()}
+        fitting = {name: split_groups(images)[0] for name, images in sets.items()}
+        groups = sum(len({image.group for image in images}) for images in fitting.values())
+        ablation = self.ablation and groups >= LEAST_GROUPS and any(kept_out.values())
+        if self.heads is None or ablation:
             train = self._collect(fitting, step, "asking the models, to fit", baselines=False)
         with step("evaluating") as progress:
             tables = evaluate_uncertainty(self._rounds(test, train), lambda done: progress(done, self.seeds))
@@ -85,7 +88,7 @@ class UncertaintyRun:
             "seeds": self.seeds,
             **tables,
         }
-        if self.ablation and train is not None:
+        if ablation and train is not None:
             held = test.of_groups({f"{name}/{image.group}" for name, of in kept_out.items() for image in of})
             with step("leaving out inputs") as progress:
                 result["token_ablation"] = ablate_inputs(

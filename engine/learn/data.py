@@ -39,6 +39,12 @@ class LabelledMask:
     area: int
     task: str
 
+    @property
+    def plain_rle(self) -> dict[str, object]:
+        """The run lengths as JSON has them, whether they came from there, from polygons or from an array."""
+        counts = self.rle["counts"]
+        return {"size": self.rle["size"], "counts": counts.decode() if isinstance(counts, bytes) else counts}
+
     def decode(self) -> np.ndarray:
         """bool HW."""
         return coco_mask.decode(self.rle).astype(bool)
@@ -63,7 +69,7 @@ class LabelledImage:
     @cached_property
     def digest(self) -> str:
         """Hash of the masks, 16 hex digits: the same labels are known wherever their file lies."""
-        text = "\n".join(str(mask.rle) for mask in self.masks)
+        text = "\n".join(str(mask.plain_rle) for mask in self.masks)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     @property
@@ -71,7 +77,12 @@ class LabelledImage:
         """Changes when the masks change, or the file the pixels are in."""
         if not isinstance(self.load, _FileLoader):
             return self.digest
-        status = self.load.path.stat()
+        try:
+            status = self.load.path.stat()
+        except FileNotFoundError:
+            raise ConfigError(
+                f"{self.load.path} is missing. Restore it, or take it out of its COCO file."
+            ) from None
         return f"{self.digest}-{status.st_size}-{status.st_mtime_ns}"
 
     def preload(self) -> LabelledImage:
@@ -222,8 +233,13 @@ class _FileLoader:
     def __call__(self) -> np.ndarray:
         from PIL import Image
 
-        with Image.open(self.path) as image:
-            return np.array(image.convert("RGB"))
+        try:
+            with Image.open(self.path) as image:
+                return np.array(image.convert("RGB"))
+        except OSError as error:
+            raise ConfigError(
+                f"{self.path} cannot be read ({type(error).__name__}). Restore it, or take it out of its COCO file."
+            ) from None
 
 
 @dataclass(frozen=True)

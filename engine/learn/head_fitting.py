@@ -19,7 +19,8 @@ from engine.uncertainty.heads import FIXES, GAPS, IOUS, HeadSet, Pairing
 from schemas.errors import ConfigError
 
 _NOT_PICKED = 0.3  # weight of the outputs the model does not score best: labelling keeps fewer of them
-_LEAST_GROUPS = 5
+LEAST_GROUPS = 5
+"""Groups without which there is nothing to stop a fit by and to calibrate on."""
 
 
 @dataclass(frozen=True)
@@ -143,13 +144,15 @@ def _split(group_N: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.n
     sets = np.array([group.partition("/")[0] for group in groups])
     for name in np.unique(sets):
         drawn = rng.permutation(groups[sets == name])
-        seventh = max(1, round(len(drawn) / 7))
+        seventh = (
+            max(1, round(len(drawn) / 7)) if len(drawn) > 2 else 0
+        )  # one or two groups are all fitted to
         stop += drawn[:seventh].tolist()
         calibrate += drawn[seventh : 2 * seventh].tolist()
-    if len(groups) < _LEAST_GROUPS:
+    if len(groups) < LEAST_GROUPS or not stop or not calibrate:
         raise ConfigError(
-            f"Heads need images of at least {_LEAST_GROUPS} groups to be fitted and calibrated, not {len(groups)}. "
-            "Give more --data, or more --scenes."
+            f"Heads need images of at least {LEAST_GROUPS} groups to be fitted and calibrated, three of them in one set; "
+            f"there are {len(groups)}. Give more labelled images, or more scenes."
         )
     stop_N, calibrate_N = np.isin(group_N, stop), np.isin(group_N, calibrate)
     return ~stop_N & ~calibrate_N, stop_N, calibrate_N

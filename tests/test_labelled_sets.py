@@ -1,0 +1,99 @@
+"""Labelled sets as users have them: with empty masks, wrong sizes, missing files and few groups."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from coco_folder import write_coco
+from PIL import Image
+from sample_rows import make_samples
+
+from engine.evaluate.uncertainty import evaluate_uncertainty
+from engine.learn.data import leave_out_groups, read_coco
+from engine.learn.gap_targets import TargetMaker
+from engine.learn.head_fitting import fit_heads
+from engine.learn.perceptron import FitSettings
+from engine.models.loading import load_segmenter
+from schemas.errors import ConfigError
+
+FAST = FitSettings(members=1, hidden=16, epochs=3)
+
+
+def change(folder: Path, **changes: object) -> Path:
+    """Change the first image's record, or its first annotation's `segmentation`."""
+    path = folder / "annotations.json"
+    content = json.loads(path.read_text())
+    first = content["images"][0]
+    if "segmentation" in changes:
+        annotation = next(a for a in content["annotations"] if a["image_id"] == first["id"])
+        annotation["segmentation"] = changes.pop("segmentation")
+    first |= changes
+    path.write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_coco(tmp_path / "set", range(950_000, 950_002))
+
+
+def test_a_mask_without_pixels_asks_nothing(folder: Path) -> None:
+    nano = load_segmenter("sam-nano", device="cpu")
+    whole = len(TargetMaker(nano, None, points=1).make_rows(read_coco(folder)[0]))
+    change(folder, segmentation=[[5.0, 5.0, 5.0, 5.0, 5.0, 5.0]])
+    image = read_coco(folder)[0]
+    assert min(mask.area for mask in image.masks) == 0
+    assert len(TargetMaker(nano, None, points=1).make_rows(image)) == whole - 1
+
+
+def test_masks_of_another_size_than_the_image_are_told(folder: Path) -> None:
+    nano = load_segmenter("sam-nano", device="cpu")
+    Image.open(folder / "00.png").resize((64, 100)).save(folder / "00.png")
+    with pytest.raises(ConfigError, match=r"00\.png is 64 x 100 pixels, but its masks are for 128 x 128"):
+        TargetMaker(nano, None).make_rows(read_coco(folder)[0])
+
+
+def test_a_file_that_is_missing_is_named(folder: Path) -> None:
+    image = read_coco(folder)[0]
+    (folder / "00.png").unlink()
+    for use in (image.load, lambda: image.fingerprint):
+        with pytest.raises(ConfigError, match=r"00\.png .*take it out of its COCO file"):
+            use()
+
+
+def test_an_image_is_known_by_its_labels_however_they_are_written(folder: Path) -> None:
+    """Fitted images are left out of an evaluation though their set was exported anew elsewhere."""
+    before = read_coco(folder)
+    path = folder / "annotations.json"
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"]:
+        rle = annotation["segmentation"]
+        annotation["segmentation"] = {"counts": rle["counts"], "size": rle["size"]}
+    path.write_text(json.dumps(content))
+    after = read_coco(folder)
+    assert [image.digest for image in after] == [image.digest for image in before]
+    assert leave_out_groups(after, {before[0].digest}) == after[1:]
+
+
+def test_sets_of_one_group_are_fitted_to_but_cannot_calibrate() -> None:
+    samples = make_samples(400)
+    groups = {f"cells/{i}" for i in range(6)} | {"cars/0"}
+    heads = fit_heads(samples.of_groups(groups), "m@0", "l@0", FAST)
+    assert {group.partition("/")[0] for group in heads.held_groups} == {"cells"}
+    alone = samples.of_groups({"cells/0", "cars/0"})
+    with pytest.raises(ConfigError, match="at least 5 groups"):
+        fit_heads(alone, "m@0", "l@0", FAST)
+
+
+def test_what_cannot_be_told_is_none_in_the_tables_and_valid_json() -> None:
+    samples = make_samples(400)
+    heads = fit_heads(samples, "m@0", "l@0", FAST).heads
+    same = samples.iou_NM[np.arange(len(samples)), samples.sam_score_NM.argmax(1)]
+    no_gain = type(samples)(**{**samples.__dict__, "iou_larger_N": same.astype(float)})
+    result = evaluate_uncertainty([(no_gain, heads)])
+    assert result["relative_auc"]["model"]["delta_star"] == {"mean": None, "std": None}
+    assert not re.search("NaN", json.dumps(result, allow_nan=False))
