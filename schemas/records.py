@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     import torch
 
 
+TASKS = ("unspecified", "salient", "entity", "part")
+"""What may be meant by a prompt: nothing in particular, the salient object, a whole thing, a part of one."""
+
+
 @dataclass(frozen=True)
 class PoolItem:
     """One file of the pool, known from a listing alone.

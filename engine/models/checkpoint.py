@@ -5,14 +5,17 @@ from __future__ import annotations
 import pickle
 import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from schemas.errors import CheckpointError
+from schemas.records import TASKS
 
+TASK_PROMPT = "task_prompt"
+"""Name of the task prompt among the weights of a fine-tuned model."""
 SUFFIXES = (".safetensors", ".pt", ".pth")
 
 
@@ -89,6 +92,22 @@ def fill(model: torch.nn.Module, checkpoint: Checkpoint, *, looks_like: str | No
             f"The weights in {checkpoint.path} do not fit the model: {'; '.join(faults)}.{hint}"
         )
     model.load_state_dict(dict(given))
+
+
+def split_task_prompt(checkpoint: Checkpoint) -> tuple[Checkpoint, torch.Tensor | None]:
+    """The weights of the package's model, and the task prompt that fine-tuning may have added, vector_4C.
+
+    Raises:
+        CheckpointError: there is one, but it is not a vector for each task.
+    """
+    weights = dict(checkpoint.weights)
+    task_prompt = weights.pop(TASK_PROMPT, None)
+    if task_prompt is not None and (task_prompt.dim() != 2 or len(task_prompt) != len(TASKS)):
+        raise CheckpointError(
+            f"{checkpoint.path}: {TASK_PROMPT} has shape {tuple(task_prompt.shape)}, not one vector for each of "
+            f"{', '.join(TASKS)}."
+        )
+    return replace(checkpoint, weights=weights), task_prompt
 
 
 def _read_safetensors(path: Path) -> Checkpoint:

@@ -96,6 +96,7 @@ def decode_masks(
     *,
     multimask: bool,
     min_iou: float | None = None,
+    task_C: torch.Tensor | None = None,
 ) -> Decoded:
     """Mask decoder of either package: attention, masks, predicted IoU and the tokens.
 
@@ -109,6 +110,7 @@ def decode_masks(
         masks_N1hw: mask prompts, or None.
         multimask: outputs 1..3, else output 0 (or what SAM 2 puts in its place when it is unstable).
         min_iou: see `Segmenter.decode`.
+        task_C: added to the dense prompt of all prompts; None for nothing.
 
     Raises:
         ValueError: `min_iou` without `multimask`.
@@ -123,7 +125,10 @@ def decode_masks(
         first = 1
     tokens_NTC = torch.cat([torch.cat(output_tokens).expand(n, -1, -1), sparse_NPC], dim=1)
 
-    source_SCee, source_index_N = _sources(prompt_encoder, embedding.features_BCHW, image_index_N, masks_N1hw)
+    features_BCee = embedding.features_BCHW
+    if task_C is not None:
+        features_BCee = features_BCee + task_C.reshape(1, -1, 1, 1)
+    source_SCee, source_index_N = _sources(prompt_encoder, features_BCee, image_index_N, masks_N1hw)
     hidden_NTC, cells_NLC = transform_tokens(
         mask_decoder.transformer,
         source_SCee.flatten(2).mT.contiguous(),

@@ -51,7 +51,7 @@ def load_segmenter(
     known = entry or next((e for e in MODELS.values() if e.sha256 == sha256), None)
 
     from engine.models.architecture import build_model, recognise
-    from engine.models.checkpoint import fill, read_checkpoint
+    from engine.models.checkpoint import fill, read_checkpoint, split_task_prompt
 
     checkpoint = read_checkpoint(path)
     like = recognise(checkpoint)
@@ -63,6 +63,7 @@ def load_segmenter(
         )
     image_size = checkpoint.metadata.get("image_size")
     model = build_model(architecture, image_size=int(image_size) if image_size else None)
+    checkpoint, task_prompt_4C = split_task_prompt(checkpoint)
     fill(model, checkpoint, looks_like=like if like != architecture else None)
     return _segmenter_class(architecture)(
         model,
@@ -71,6 +72,7 @@ def load_segmenter(
         source=_source(asked, path, entry),
         device=device,
         precision=precision,
+        task_prompt_4C=task_prompt_4C,
     )
 
 

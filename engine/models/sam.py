@@ -16,7 +16,7 @@ from torchvision.transforms.functional import resize, to_pil_image
 
 from engine.models.decoder import box_corners, check_prompts, decode_masks, embed_points, pad_point
 from engine.models.segmenter import Precision, Segmenter, check_images
-from schemas.records import Decoded, Embedding, Prompts
+from schemas.records import TASKS, Decoded, Embedding, Prompts
 
 
 class SamSegmenter(Segmenter):
@@ -33,8 +33,17 @@ class SamSegmenter(Segmenter):
         source: str = "",
         device: str | torch.device | None = None,
         precision: Precision = "auto",
+        task_prompt_4C: torch.Tensor | None = None,
     ) -> None:
-        super().__init__(model, name=name, sha256=sha256, source=source, device=device, precision=precision)
+        super().__init__(
+            model,
+            name=name,
+            sha256=sha256,
+            source=source,
+            device=device,
+            precision=precision,
+            task_prompt_4C=task_prompt_4C,
+        )
         self.sam = model
         self.image_size = model.image_encoder.img_size
         self.grid_size = model.prompt_encoder.mask_input_size[0]
@@ -67,6 +76,7 @@ class SamSegmenter(Segmenter):
         *,
         multimask: bool = True,
         min_iou: float | None = None,
+        task: str = TASKS[0],
     ) -> Decoded:
         """Masks, predicted IoU and tokens of N prompts; see `Segmenter.decode`."""
         check_prompts(prompts, len(embedding.image_sizes), self.grid_size)
@@ -84,6 +94,7 @@ class SamSegmenter(Segmenter):
                 None if masks_N1hw is None else masks_N1hw.to(self.device, torch.float32, non_blocking=True),
                 multimask=multimask,
                 min_iou=min_iou,
+                task_C=self._task_vector(task),
             )
 
     @torch.inference_mode()

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from schemas.errors import ConfigError
+from schemas.records import TASKS
 
 if TYPE_CHECKING:
     from schemas.records import Decoded, Embedding, Prompts
@@ -40,6 +41,8 @@ class Segmenter(ABC):
         device: where the model is.
         precision: `fp32`, or `bf16` (automatic mixed precision, CUDA only).
         mask_threshold: logit above which a pixel belongs to the mask.
+        task_prompt_4C: what is added to the dense prompt for each of `schemas.records.TASKS`; None for a model
+            that was not taught any.
     """
 
     package: ClassVar[str]
@@ -56,6 +59,7 @@ class Segmenter(ABC):
         source: str = "",
         device: str | torch.device | None = None,
         precision: Precision = "auto",
+        task_prompt_4C: torch.Tensor | None = None,
     ) -> None:
         """Take over a model: it is moved to the device and put into evaluation mode.
 
@@ -68,6 +72,7 @@ class Segmenter(ABC):
         self.sha256 = sha256
         self.source = source
         self.parameters = sum(p.numel() for p in model.parameters())
+        self.task_prompt_4C = None if task_prompt_4C is None else task_prompt_4C.float().to(self.device)
         self.model = model.eval().requires_grad_(False).to(self.device)
 
     @property
@@ -99,6 +104,7 @@ class Segmenter(ABC):
         *,
         multimask: bool = True,
         min_iou: float | None = None,
+        task: str = TASKS[0],
     ) -> Decoded:
         """Decode N prompts, for any of the embedding's images, in one pass.
 
@@ -111,6 +117,8 @@ class Segmenter(ABC):
             multimask: three masks of different scale for each prompt; else one.
             min_iou: leave out prompts with no output whose predicted IoU is above this, before
                 their masks are drawn; with `multimask` only.
+            task: what is meant by the prompts, one of `TASKS`. To be told with an object's first prompt only; a
+                model that was not taught tasks answers all alike.
 
         Returns:
             fp32 tensors on the model's device, made under inference mode.
@@ -141,6 +149,12 @@ class Segmenter(ABC):
         Args:
             image_size: (height, width) of the image, pixels.
         """
+
+    def _task_vector(self, task: str) -> torch.Tensor | None:
+        """What is added to the dense prompt for a task, vector_C; None for nothing."""
+        if task not in TASKS:
+            raise ValueError(f"There is no task {task!r}. There are: {', '.join(TASKS)}.")
+        return None if self.task_prompt_4C is None else self.task_prompt_4C[TASKS.index(task)]
 
     def _arithmetic(self) -> contextlib.AbstractContextManager:
         """Mixed precision, or fp32 that is fp32: on CUDA convolutions round to TF32 unless told not to."""
