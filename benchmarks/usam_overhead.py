@@ -32,6 +32,7 @@ from engine.evaluate.monte_carlo import augment
 from engine.generate import filters
 from engine.generate.generator import generate_masks
 from engine.generate.records import ImageMasks
+from engine.mask_maker import MaskMaker
 from engine.masks.rle import decode_rle
 from engine.models.allocator import keep_freed_memory
 from engine.models.loading import load_segmenter
@@ -53,7 +54,7 @@ def label_once(
 ) -> tuple[dict[str, float], list[tuple[Any, ...]]]:
     """Seconds of labelling a shard into a new store, and its masks."""
     with tempfile.TemporaryDirectory() as folder:
-        labeller = Pseudolabeller(segmenter, Store(folder), settings, PoolSettings(), heads=heads)
+        labeller = Pseudolabeller(MaskMaker(segmenter, settings, heads), Store(folder), PoolSettings())
         wall, cpu = time.perf_counter(), time.process_time()
         labeller.label(items)
         seconds = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}

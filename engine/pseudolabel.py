@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,17 +11,13 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from engine.generate.defaults import complete_settings
-from engine.generate.generator import generate_masks
-from engine.generate.records import ImageMasks, mask_table
-from engine.models.segmenter import Segmenter
+from engine.mask_maker import MaskMaker
 from engine.pool import Outcome, prefetch
 from engine.store import DoneIndex, LostMasksError, Store
 from engine.store.image_rows import IMAGE_ROWS, image_row
-from engine.uncertainty.heads import HeadSet
-from schemas.errors import ConfigError, ImageError, TransientError
+from schemas.errors import ImageError, TransientError
 from schemas.records import PoolImage, PoolItem
-from schemas.settings import GenerateSettings, PoolSettings
+from schemas.settings import PoolSettings
 
 OnImage = Callable[[int, int, int], None]
 
@@ -51,7 +46,7 @@ class _Shard:
     """A shard in the making. `known` says, for each content, where its masks lie."""
 
     image_rows: list[dict[str, Any]] = field(default_factory=list)
-    masks: list[pa.Table] = field(default_factory=list)
+    tables: dict[str, list[pa.Table]] = field(default_factory=dict)
     known: dict[str, _Place] = field(default_factory=dict)
     report: ShardReport = field(default_factory=ShardReport)
 
@@ -63,39 +58,22 @@ class Pseudolabeller:
     masked again.
 
     Args:
-        segmenter: the model.
-        store: where the rows go.
-        generate: which masks are kept; thresholds not set explicitly are the model's own.
+        maker: makes the rows.
+        store: where they go.
         pool: how large a file may be.
-        heads: that score the masks; None for none.
         batch_size: images read, embedded and decoded together.
-
-    Raises:
-        ConfigError: the heads were fitted to another model.
     """
 
     def __init__(
         self,
-        segmenter: Segmenter,
+        maker: MaskMaker,
         store: Store,
-        generate: GenerateSettings,
         pool: PoolSettings,
         *,
-        heads: HeadSet | None = None,
         batch_size: int = 4,
     ) -> None:
-        if heads:
-            heads.check_model(segmenter.model_id)
-        self._heads = heads
-        self._segmenter = segmenter
+        self._maker = maker
         self._store = store
-        self._generate = complete_settings(generate, segmenter)
-        # Other heads make other scores, so they are settings: with new ones, images are labelled anew.
-        self._settings = self._generate.canonical()
-        if heads:
-            self._settings = json.dumps(
-                {**json.loads(self._settings), "heads": heads.version}, sort_keys=True
-            )
         self._pool = pool
         self._batch_size = batch_size
         self._done: DoneIndex | None = None
@@ -109,14 +87,14 @@ class Pseudolabeller:
             retry_errors: leave out images that could not be used, so that they are tried again.
         """
         self._done = self._store.find_done(
-            self._segmenter.model_id, self._settings, retry_errors=retry_errors
+            self._maker.model_id, self._maker.settings, retry_errors=retry_errors
         )
         self._since.clear()
         return self._done
 
     def record_model(self) -> None:
         """Put the model's row into the `models` table."""
-        model = self._segmenter
+        model = self._maker.segmenter
         self._store.record_model(
             {
                 "model": model.model_id,
@@ -165,8 +143,8 @@ class Pseudolabeller:
                     "The pool's storage fails for every image of the shard. Run it again later."
                 )
             images = pa.Table.from_pylist(shard.image_rows, IMAGE_ROWS)
-            masks = {"masks": pa.concat_tables(shard.masks)} if shard.masks else {}
-            attempt = self._store.commit_shard(self._segmenter.model_id, images, masks)
+            tables = {name: pa.concat_tables(parts) for name, parts in shard.tables.items()}
+            attempt = self._store.commit_shard(self._maker.model_id, images, tables)
         except BaseException:
             if on_image:
                 on_image(-shard.report.images, -shard.report.masks, -shard.report.errors.total())
@@ -184,15 +162,15 @@ class Pseudolabeller:
         fresh = {image.image_id: image for image in reversed(read) if image.image_id not in shard.known}
         elsewhere = self._find_committed(fresh)
         new = [image for image_id, image in fresh.items() if image_id not in elsewhere]
-        made = self._make_masks(new)
-        for image, masks in zip(new, made, strict=True):
-            heads = self._heads.version if self._heads else None
-            shard.masks.append(mask_table(masks, image.image_id, self._segmenter.model_id, heads))
-            shard.known[image.image_id] = _Place(len(masks), None)
+        made = self._maker.make([(image.image_id, image.pixels) for image in new])
+        for image, tables in zip(new, made, strict=True):
+            for name, table in tables.items():
+                shard.tables.setdefault(name, []).append(table)
+            shard.known[image.image_id] = _Place(len(tables["masks"]), None)
         shard.known.update(elsewhere)
         shard.image_rows += [self._image_row(image, shard.known[image.image_id]) for image in read]
         shard.image_rows += [self._error_row(item, error) for item, error in failed]
-        counts = len(batch), sum(len(masks) for masks in made), len(failed)
+        counts = len(batch), sum(len(tables["masks"]) for tables in made), len(failed)
         shard.report.images += counts[0]
         shard.report.masks += counts[1]
         shard.report.reused += len(read) - len(new)
@@ -208,28 +186,11 @@ class Pseudolabeller:
                 places[image_id] = _Place(row["n_masks"], row["attempt"])
         return {image_id: place for image_id, place in places.items() if place is not None}
 
-    def _make_masks(self, images: list[PoolImage]) -> list[ImageMasks]:
-        import torch
-
-        try:
-            return (
-                generate_masks(
-                    self._segmenter, [image.pixels for image in images], self._generate, scorer=self._heads
-                )
-                if images
-                else []
-            )
-        except torch.OutOfMemoryError as error:
-            raise ConfigError(
-                f"The device ran out of memory with {len(images)} images at once. Use a smaller --batch-size, "
-                "a smaller model, or --device cpu."
-            ) from error
-
     def _image_row(self, image: PoolImage, known: _Place) -> dict[str, Any]:
         height, width = image.pixels.shape[:2]
         return image_row(
             image.item,
-            self._settings,
+            self._maker.settings,
             image_id=image.image_id,
             file_bytes=image.file_bytes,
             width=width,
@@ -240,7 +201,7 @@ class Pseudolabeller:
         )
 
     def _error_row(self, item: PoolItem, error: ImageError) -> dict[str, Any]:
-        return image_row(item, self._settings, error_kind=error.kind, error=str(error))
+        return image_row(item, self._maker.settings, error_kind=error.kind, error=str(error))
 
 
 def _batches(outcomes: Iterable[Any], size: int) -> Iterator[list[Any]]:

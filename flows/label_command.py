@@ -67,6 +67,13 @@ def label(
             help="File of heads that score the masks (see: gapmap fit-heads), or none. Default: those beside the weights."
         ),
     ] = None,
+    maps: Annotated[
+        str | None,
+        typer.Option(
+            help="File of the refiner that draws uncertainty maps (see: gapmap fit-refiner), self (the model is asked "
+            "itself: weak), or none. Default: the refiner beside the weights, else self."
+        ),
+    ] = None,
 ) -> None:
     """Mask every image of a pool; what is in the store already is not done again.
 
@@ -110,6 +117,7 @@ def label(
             device=device,
             retry_errors=retry_errors,
             heads=heads if heads in (None, "none") else _absolute(heads),
+            maps=maps if maps in (None, "none", "self") else _absolute(maps),
         )
     bar.summarise(summary)
 

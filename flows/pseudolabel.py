@@ -71,18 +71,27 @@ def pseudolabel(
             description="file of the heads that score the masks, or none; those beside the weights if not given"
         ),
     ] = None,
+    maps: Annotated[
+        str | None,
+        Field(
+            description="file of the refiner that draws uncertainty maps, self (the model itself) or none; the refiner "
+            "beside the weights, else self, if not given"
+        ),
+    ] = None,
 ) -> RunSummary:
     """Label every image of the pool that the store does not hold yet for this model and these settings.
 
     Storage credentials come from the environment or fsspec's own configuration, never from parameters:
     Prefect keeps parameters in its database.
     """
+    from engine.mask_maker import MaskMaker
     from engine.models.allocator import keep_freed_memory
     from engine.models.loading import load_segmenter
     from engine.pool import check_address, list_pool
     from engine.pseudolabel import Pseudolabeller
     from engine.store import Store
     from engine.uncertainty.head_files import find_heads
+    from engine.uncertainty.refiner_files import find_refiner
 
     for what, address in (("pool", pool), ("store", store), ("model", model)):
         check_address(address, what)
@@ -91,14 +100,13 @@ def pseudolabel(
     files = files or PoolSettings()
     target = Store(store)
     segmenter = load_segmenter(model, device=device)
-    labeller = Pseudolabeller(
+    maker = MaskMaker(
         segmenter,
-        target,
         generate or GenerateSettings(),
-        files,
-        heads=find_heads(segmenter, heads),
-        batch_size=batch_size,
+        find_heads(segmenter, heads),
+        find_refiner(segmenter, maps),
     )
+    labeller = Pseudolabeller(maker, target, files, batch_size=batch_size)
     done = labeller.find_done(retry_errors=retry_errors)
 
     # The pool is listed twice, so that a pool of any size has a known end without being held in memory.

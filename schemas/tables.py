@@ -103,12 +103,61 @@ MASKS = pa.schema(
             "head set that made the gaps, first 12 hex digits of its SHA-256; NULL without heads",
             nullable=True,
         ),
+        _field(
+            "map_mean",
+            pa.float32(),
+            "mean of the uncertainty map over the mask and what the refiner makes of it, 0..1; NULL without a map",
+            nullable=True,
+        ),
+        _field(
+            "map_boundary",
+            pa.float32(),
+            "mean of the map along the mask's edge, one cell of the mask grid to either side, 0..1; NULL without a map",
+            nullable=True,
+        ),
+        _field(
+            "map_uncertain",
+            pa.float32(),
+            "share of the mask and what the refiner makes of it where the map is above 0.4; NULL without a map",
+            nullable=True,
+        ),
+        _field(
+            "map_certain_area",
+            pa.float32(),
+            "pixels of the mask where the map is at most 0.4; NULL without a map",
+            nullable=True,
+        ),
+        _field(
+            "map_source",
+            pa.string(),
+            "refiner, or self = the model itself, a weak map; NULL without a map",
+            nullable=True,
+        ),
         _field("uncertainty", pa.float32(), "what masks are ranked by, 0..1; see uncertainty_source"),
         _field(
             "uncertainty_source",
             pa.string(),
             "how uncertainty was made: predicted_iou = 1 - predicted_iou; sam_score = 1 - sam_score, without heads",
         ),
+        _ATTEMPT,
+    ]
+)
+
+MAPS = pa.schema(
+    [
+        _field("mask_id", pa.string(), "mask that the map is of"),
+        _field("image_id", pa.string(), "image the mask belongs to"),
+        _MODEL,
+        _field("x0", pa.float32(), "left edge of the map, image pixels; what lies outside counts as certain"),
+        _field("y0", pa.float32(), "top edge of the map, image pixels"),
+        _field("x1", pa.float32(), "right edge of the map, image pixels"),
+        _field("y1", pa.float32(), "bottom edge of the map, image pixels"),
+        _field("rows", pa.int32(), "rows of cells; a cell is one of the model's mask grid"),
+        _field("columns", pa.int32(), "columns of cells"),
+        _field(
+            "values", pa.binary(), "uncertainty of each cell, row by row, a byte each: 0 certain, 255 unsure"
+        ),
+        _field("map_source", pa.string(), "refiner, or self = the model itself, a weak map"),
         _ATTEMPT,
     ]
 )
@@ -172,4 +221,10 @@ TOKENS = pa.schema(
     ]
 )
 
-TABLES: dict[str, pa.Schema] = {"images": IMAGES, "masks": MASKS, "tokens": TOKENS, "models": MODELS}
+TABLES: dict[str, pa.Schema] = {
+    "images": IMAGES,
+    "masks": MASKS,
+    "maps": MAPS,
+    "tokens": TOKENS,
+    "models": MODELS,
+}

@@ -17,7 +17,7 @@ from segment_anything.utils.amg import calculate_stability_score
 
 from engine.generate.enlarge import Enlargement
 from engine.generate.generator import generate_masks
-from engine.generate.records import mask_id, mask_table
+from engine.generate.tables import mask_id, mask_table
 from engine.masks.entropy import pixel_entropy
 from engine.masks.geometry import mask_boxes
 from engine.masks.rle import decode_rle, mask_iou

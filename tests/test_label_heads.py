@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from engine.generate.generator import generate_masks
+from engine.mask_maker import MaskMaker
 from engine.models.loading import load_segmenter
 from engine.models.segmenter import Segmenter
 from engine.pool import list_pool
@@ -46,7 +47,7 @@ def heads(segmenter: Segmenter, tmp_path_factory: pytest.TempPathFactory) -> Hea
 
 
 def label(segmenter: Segmenter, heads: HeadSet | None, pool: Path, store: Store) -> int:
-    labeller = Pseudolabeller(segmenter, store, FEW, PoolSettings(), heads=heads)
+    labeller = Pseudolabeller(MaskMaker(segmenter, FEW, heads), store, PoolSettings())
     done = labeller.find_done()
     pending = done.pending(list(list_pool(str(pool), PoolSettings())))
     if pending:
@@ -137,7 +138,7 @@ def test_heads_of_another_version_are_refused_before_anything_is_labelled(
         HeadSet(**{**heads.__dict__, "model_id": "sam-nano@0123456789ab"}), tmp_path / "other"
     )
     with pytest.raises(ConfigError, match="fitted to sam-nano@0123456789ab"):
-        Pseudolabeller(segmenter, Store(str(tmp_path / "s")), FEW, PoolSettings(), heads=other)
+        Pseudolabeller(MaskMaker(segmenter, FEW, other), Store(str(tmp_path / "s")), PoolSettings())
     with pytest.raises(ConfigError, match="gapmap fit-heads"):
         find_heads(segmenter, str(tmp_path / "other"))
     assert not (tmp_path / "s").exists()

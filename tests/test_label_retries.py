@@ -10,6 +10,7 @@ from prefect import flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Failed
 
+from engine.mask_maker import MaskMaker
 from engine.models.loading import load_segmenter
 from engine.models.segmenter import Segmenter
 from engine.pseudolabel import Pseudolabeller, ShardReport
@@ -40,7 +41,7 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture
 def labeller(segmenter: Segmenter, store: Store) -> Pseudolabeller:
     few = GenerateSettings(points_per_side=2, pred_iou_thresh=0, stability_score_thresh=0)
-    return Pseudolabeller(segmenter, store, few, PoolSettings())
+    return Pseudolabeller(MaskMaker(segmenter, few), store, PoolSettings())
 
 
 def items(web: Server, *paths: str) -> list[PoolItem]:

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from store_rows import MODEL, SETTINGS, commit, content_id, fetch, image_row, tables_of
 
+from engine.mask_maker import MaskMaker
 from engine.models.loading import load_segmenter
 from engine.models.segmenter import Segmenter
 from engine.pool import list_pool
@@ -33,7 +34,7 @@ def labeller(segmenter: Segmenter, store: Store, points: int) -> Pseudolabeller:
     settings = GenerateSettings(
         points_per_side=points, pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=1
     )
-    made = Pseudolabeller(segmenter, store, settings, PoolSettings())
+    made = Pseudolabeller(MaskMaker(segmenter, settings), store, PoolSettings())
     made.find_done()
     return made
 

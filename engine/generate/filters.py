@@ -5,7 +5,7 @@ Shape suffixes: P prompts, M outputs of each, N masks, h w mask grid, 2 x y, 4 b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +13,11 @@ import torch
 from torchvision.ops.boxes import batched_nms
 
 from engine.generate.enlarge import Enlargement
-from engine.generate.records import MASK_ROW, SCORES, Scorer
+from engine.generate.records import MAP_STATISTICS, MASK_ROW, SCORES, MaskMaps, Scorer
 from engine.generate.views import View
 from engine.masks.entropy import mean_entropy
 from engine.masks.geometry import touches_edge
+from engine.masks.map_crop import MapCrop
 from engine.masks.overlap import compare_outputs
 from engine.models.segmenter import Segmenter
 from schemas.records import MaskEvidence, Siblings
@@ -46,16 +47,33 @@ class Candidates:
     siblings: Siblings | None = None
 
 
+MapView = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], MaskMaps]
+"""`Mapper.map_masks` of one view: logits, boxes and points in."""
+
+
 @dataclass(frozen=True)
 class Drawn:
-    """Masks at full resolution: rows, and the pixels inside each row's box."""
+    """Masks at full resolution: rows, the pixels inside each row's box, and their maps where somebody drew any."""
 
     rows_N: np.ndarray
     pixels: list[np.ndarray]
+    maps: list[MapCrop] | None = None
 
     def pick(self, index_N: np.ndarray) -> Drawn:
         """The masks at these positions, in this order."""
-        return Drawn(self.rows_N[index_N], [self.pixels[i] for i in index_N.tolist()])
+        index = index_N.tolist()
+        maps = None if self.maps is None else [self.maps[i] for i in index]
+        return Drawn(self.rows_N[index_N], [self.pixels[i] for i in index], maps)
+
+    @staticmethod
+    def join(parts: Sequence[Drawn]) -> Drawn:
+        """Those of several views, one after another."""
+        maps = [crop for part in parts for crop in part.maps or ()]
+        return Drawn(
+            np.concatenate([part.rows_N for part in parts]),
+            [pixels for part in parts for pixels in part.pixels],
+            maps if all(part.maps is not None for part in parts) else None,
+        )
 
 
 def filter_outputs(
@@ -137,8 +155,9 @@ def draw_view(
     parts: Sequence[Candidates],
     settings: GenerateSettings,
     scorer: Scorer | None = None,
+    map_view: MapView | None = None,
 ) -> Drawn:
-    """Suppress duplicates within a view, then draw what is left, measure its entropy and let it be scored."""
+    """Suppress duplicates within a view, then draw what is left, measure its entropy, let it be mapped and scored."""
     rows_N = np.concatenate([part.rows_N for part in parts])
     kept_N = suppress(rows_N, rows_N["sam_score"], settings.box_nms_thresh)
     rows_N = rows_N[kept_N]
@@ -152,15 +171,24 @@ def draw_view(
     cells_4 = torch.tensor([columns / width, rows / height] * 2, device=logits_Nhw.device)
     entropy_N = mean_entropy(logits_Nhw, boxes_N4 * cells_4)
     rows_N["entropy"] = entropy_N.cpu().numpy()
-    for name in SCORES:
+    for name in (*SCORES, *MAP_STATISTICS):
         rows_N[name] = np.nan
+    maps = None
+    if map_view is not None:
+        points_N2 = torch.from_numpy(rows_N["point"] - np.array(view.crop[:2], np.float32))
+        drawn = map_view(logits_Nhw, boxes_N4, points_N2)
+        maps = [crop.shift(*view.crop[:2]) for crop in drawn.crops]
+        for name, value_N in drawn.statistics.items():
+            rows_N[name] = value_N
+        # Counted in cells of the grid, it may come out a little larger than the mask.
+        rows_N["map_certain_area"] = np.minimum(rows_N["map_certain_area"], rows_N["area"])
     siblings = [part.siblings for part in parts if part.siblings is not None]
     if scorer is not None and siblings:
         evidence = gather_evidence(Siblings.join(siblings).pick(place_N), rows_N, view.size, entropy_N)
         scores = scorer.score_masks(evidence)
         for name, score_N in zip(scores, torch.stack(list(scores.values())).cpu().numpy(), strict=True):
             rows_N[name] = score_N
-    return Drawn(rows_N, pixels)
+    return Drawn(rows_N, pixels, maps)
 
 
 def gather_evidence(

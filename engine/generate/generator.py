@@ -9,6 +9,7 @@ enlarged that a filter drops, nor where enlarging cannot change anything.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import groupby
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from engine.generate.defaults import complete_settings
 from engine.generate.enlarge import Enlargement
 from engine.generate.filters import Drawn, Outputs, draw_view, filter_outputs, suppress
-from engine.generate.records import ImageMasks, Scorer
+from engine.generate.records import ImageMasks, Mapper, Scorer
 from engine.generate.seams import merge_tiles
 from engine.generate.views import Box, View, plan_views
 from engine.masks.geometry import mask_boxes, paste_crop, remove_small_regions
@@ -37,6 +38,7 @@ def generate_masks(
     settings: GenerateSettings,
     *,
     scorer: Scorer | None = None,
+    mapper: Mapper | None = None,
     points_per_batch: int | None = None,
     images_per_batch: int = 4,
     on_progress: Callable[[int], None] | None = None,
@@ -52,6 +54,7 @@ def generate_masks(
         images: uint8 HW3 RGB; sizes may differ.
         settings: which masks are kept; thresholds that are None are those that suit the model.
         scorer: scores the masks that are kept (such as a `HeadSet`); None leaves their scores NaN.
+        mapper: draws uncertainty maps of the masks that are kept (such as a `Refiner`); None draws none.
         points_per_batch: prompts decoded at once; by default 32 on a CPU, else 64.
         images_per_batch: images, crops or tiles embedded at once.
         on_progress: called with the number of images done so far.
@@ -66,7 +69,9 @@ def generate_masks(
     settings = complete_settings(settings, segmenter)
     points_per_batch = points_per_batch or _POINTS_PER_BATCH.get(segmenter.device.type, 64)
     views = [view for i, image in enumerate(images) for view in plan_views(i, image.shape[:2], settings)]
-    drawn = _draw_views(segmenter, images, views, settings, scorer, points_per_batch, images_per_batch)
+    drawn = _draw_views(
+        segmenter, images, views, settings, scorer, mapper, points_per_batch, images_per_batch
+    )
     results = []
     for index, of_image in groupby(drawn, key=lambda pair: pair[0].image):
         height, width = images[index].shape[:2]
@@ -74,7 +79,7 @@ def generate_masks(
         for tile, of_tile in groupby(of_image, key=lambda pair: pair[0].tile):
             masks = _finish_tile(tile, [found for _, found in of_tile], settings)
             rles = encode_crops(masks.pixels, masks.rows_N["box"][:, :2], height, width)
-            tiles.append((tile, ImageMasks(height, width, masks.rows_N, rles)))
+            tiles.append((tile, ImageMasks(height, width, masks.rows_N, rles, masks.maps)))
         results.append(tiles[0][1] if len(tiles) == 1 else merge_tiles(tiles, settings.crop_nms_thresh))
         if on_progress is not None:
             on_progress(len(results))
@@ -87,6 +92,7 @@ def _draw_views(
     views: Sequence[View],
     settings: GenerateSettings,
     scorer: Scorer | None,
+    mapper: Mapper | None,
     points_per_batch: int,
     images_per_batch: int,
 ) -> Iterator[tuple[View, Drawn]]:
@@ -109,7 +115,8 @@ def _draw_views(
                 filter_outputs(segmenter, enlargement, view, part, settings, for_scorer=scorer is not None)
                 for _, part in outputs
             ]
-            yield view, draw_view(segmenter, enlargement, view, parts, settings, scorer)
+            map_view = partial(mapper.map_masks, embedding, index) if mapper else None
+            yield view, draw_view(segmenter, enlargement, view, parts, settings, scorer, map_view)
 
 
 def _decode_views(
@@ -151,11 +158,11 @@ def _decode_views(
 
 def _finish_tile(tile: Box, views: Sequence[Drawn], settings: GenerateSettings) -> Drawn:
     """Suppress duplicates between a tile's crops, smaller crops first; then mend small regions."""
-    rows_N = np.concatenate([view.rows_N for view in views])
-    masks = Drawn(rows_N, [pixels for view in views for pixels in view.pixels])
+    masks = Drawn.join(views)
     if len(views) > 1:
-        x0, y0, x1, y1 = rows_N["crop"].T.astype(np.int64)
-        masks = masks.pick(suppress(rows_N, 1 / ((x1 - x0) * (y1 - y0)), settings.crop_nms_thresh))
+        x0, y0, x1, y1 = masks.rows_N["crop"].T.astype(np.int64)
+        smallest_first_N = np.asarray(1 / ((x1 - x0) * (y1 - y0)))
+        masks = masks.pick(suppress(masks.rows_N, smallest_first_N, settings.crop_nms_thresh))
     if settings.min_mask_region_area > 0 and len(masks.pixels):
         masks = _mend_regions(tile, masks, settings)
     return masks
@@ -177,4 +184,4 @@ def _mend_regions(tile: Box, masks: Drawn, settings: GenerateSettings) -> Drawn:
             rows_N["area"][i] = pixels[i].sum()
             unchanged_N[i] = 0
     threshold = max(settings.box_nms_thresh, settings.crop_nms_thresh)
-    return Drawn(rows_N, pixels).pick(suppress(rows_N, unchanged_N, threshold))
+    return Drawn(rows_N, pixels, masks.maps).pick(suppress(rows_N, unchanged_N, threshold))

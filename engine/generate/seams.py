@@ -14,9 +14,10 @@ from itertools import combinations
 import numpy as np
 
 from engine.generate.filters import suppress
-from engine.generate.records import SCORES, ImageMasks
+from engine.generate.records import MAP_STATISTICS, SCORES, ImageMasks
 from engine.generate.views import Box
 from engine.masks.geometry import touches_edge
+from engine.masks.map_crop import join_crops
 from engine.masks.rle import combine_rle, encode_crops, mask_iou, measure_rle
 
 _SAME_OBJECT = 0.5  # IoU inside the overlap of two tiles
@@ -44,14 +45,25 @@ def merge_tiles(tiles: Sequence[tuple[Box, ImageMasks]], iou_threshold: float) -
     groups = _Groups(rles, tile_N, height, width)
     for i, j in _find_links(rows_N, rles, tile_N, boxes_T4, cut_N, height, width):
         groups.unite(i, j)
-    rows, texts = [], []
+    maps = [crop for _, masks in tiles for crop in masks.maps or ()]
+    rows, texts, crops = [], [], []
     for members in groups.members():
-        row, rle = _settle(members, rows_N, rles, cut_N, height, width)
+        row, rle, parts = _settle(members, rows_N, rles, cut_N, height, width)
         rows.append(row)
         texts.append(rle)
+        if maps:
+            crops.append(join_crops([maps[i] for i in parts]))
     merged_N = np.array(rows, rows_N.dtype) if rows else rows_N
     kept_N = suppress(merged_N, merged_N["sam_score"], iou_threshold)
-    return ImageMasks(height, width, merged_N[kept_N], [texts[i] for i in kept_N.tolist()])
+    kept = kept_N.tolist()
+    mapped = all(masks.maps is not None for _, masks in tiles)
+    return ImageMasks(
+        height,
+        width,
+        merged_N[kept_N],
+        [texts[i] for i in kept],
+        [crops[i] for i in kept] if mapped else None,
+    )
 
 
 class _Groups:
@@ -136,8 +148,8 @@ def _settle(
     cut_N: np.ndarray,
     height: int,
     width: int,
-) -> tuple[np.void, str]:
-    """One mask for what several tiles saw: the best whole view, or the union of the cut ones."""
+) -> tuple[np.void, str, Sequence[int]]:
+    """One mask for what several tiles saw: the best whole view, or the union of the cut ones; and which it is made of."""
     ranked = sorted(members, key=lambda i: -rows_N["sam_score"][i])
     whole = [i for i in ranked if not cut_N[i]]
     best = whole[0] if whole else ranked[0]
@@ -146,6 +158,9 @@ def _settle(
         rle = combine_rle([rles[i] for i in members], height, width)
         areas, boxes_N4 = measure_rle([rle], height, width)
         row["area"], row["box"] = areas[0], boxes_N4[0]
-        for score in ("sam_score", "stability", "entropy", *SCORES):
+        for score in ("sam_score", "stability", "entropy", *SCORES, *MAP_STATISTICS):
             row[score] = np.average(rows_N[score][members], weights=rows_N["area"][members])
-    return row, rle
+        # What two tiles both saw is in it once: never more than the mask has.
+        row["map_certain_area"] = min(rows_N["map_certain_area"][members].sum(), areas[0])
+        return row, rle, members
+    return row, rle, [best]

@@ -23,6 +23,7 @@ class SamSegmenter(Segmenter):
     """A `segment_anything.modeling.Sam` of any encoder and input size."""
 
     package = "segment-anything"
+    decoder_modules = ("prompt_encoder", "mask_decoder")
 
     def __init__(
         self,
@@ -44,12 +45,16 @@ class SamSegmenter(Segmenter):
             precision=precision,
             task_prompt_4C=task_prompt_4C,
         )
-        self.sam = model
         self.image_size = model.image_encoder.img_size
         self.grid_size = model.prompt_encoder.mask_input_size[0]
         self.mask_threshold = model.mask_threshold
         with torch.inference_mode():
             self._position_1Cee = model.prompt_encoder.get_dense_pe()
+
+    @property
+    def sam(self) -> Sam:
+        """The package's model."""
+        return self.model
 
     @torch.inference_mode()
     def embed(self, images: Sequence[np.ndarray]) -> Embedding:

@@ -30,6 +30,7 @@ class Sam2Segmenter(Segmenter):
     """
 
     package = "sam2"
+    decoder_modules = ("sam_prompt_encoder", "sam_mask_decoder")
 
     def __init__(
         self,
@@ -51,12 +52,16 @@ class Sam2Segmenter(Segmenter):
             precision=precision,
             task_prompt_4C=task_prompt_4C,
         )
-        self.sam2 = model
         self.image_size = model.image_size
         self.grid_size = model.sam_prompt_encoder.mask_input_size[0]
         self.mask_threshold = 0.0
         with torch.inference_mode():
             self._position_1Cee = model.sam_prompt_encoder.get_dense_pe()
+
+    @property
+    def sam2(self) -> SAM2Base:
+        """The package's model."""
+        return self.model
 
     @torch.inference_mode()
     def embed(self, images: Sequence[np.ndarray]) -> Embedding:

@@ -7,9 +7,10 @@ grid, H W image.
 from __future__ import annotations
 
 import contextlib
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ class Segmenter(ABC):
 
     Attributes:
         package: the package the architecture comes from, `segment-anything` or `sam2`.
+        decoder_modules: names of its prompt encoder and its mask decoder among the model's modules.
         name: registry name, or the checkpoint's file name without its ending.
         sha256: SHA-256 of the weights file, hex.
         source: where the weights came from, without credentials.
@@ -46,6 +48,8 @@ class Segmenter(ABC):
     """
 
     package: ClassVar[str]
+    decoder_modules: ClassVar[tuple[str, str]]
+    model: Any
     image_size: int
     grid_size: int
     mask_threshold: float
@@ -126,6 +130,31 @@ class Segmenter(ABC):
         Raises:
             ValueError: the prompts do not fit each other, the embedding or the grid.
         """
+
+    def with_decoder(self, weights: Mapping[str, torch.Tensor]) -> Self:
+        """The same behind another prompt encoder and mask decoder; the image encoder is shared.
+
+        A single mask is then always the decoder's own: nothing takes its place when it is unstable.
+
+        Args:
+            weights: state of the `decoder_modules`, by the names the model has for them.
+
+        Raises:
+            RuntimeError: names or shapes differ.
+        """
+        other, model = copy.copy(self), copy.copy(self.model)
+        model._modules = dict(self.model._modules)
+        for name in self.decoder_modules:
+            module = copy.deepcopy(model._modules[name])
+            start = f"{name}."
+            module.load_state_dict(
+                {k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)}
+            )
+            if hasattr(module, "dynamic_multimask_via_stability"):
+                module.dynamic_multimask_via_stability = False
+            model._modules[name] = module
+        other.model = model
+        return other
 
     @abstractmethod
     def upscale(self, logits_Mhw: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
