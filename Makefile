@@ -7,7 +7,7 @@ DATA := $(wildcard ../shared/data/nuclei/labelled ../shared/data/everyday)
 PRETRAIN := $(BIN)/python -m engine.learn.pretrain
 LEARN_FROM := $(if $(DATA),--data $(DATA))
 
-FIT := $(BIN)/gapmap fit-heads --tokens runs/tokens --scenes 300 --calibrate-on scenes $(foreach set,$(DATA),--data $(set))
+FIT := $(BIN)/gapmap fit-heads --tokens runs/tokens --scenes 150 --calibrate-on scenes $(foreach set,$(DATA),--data $(set))
 JUDGE := $(foreach set,$(wildcard ../shared/data/blood-cells ../shared/data/car-parts ../shared/data/salient),--evaluate-on $(set))
 
 .PHONY: help install demo test test-fast lint lock weights heads clean

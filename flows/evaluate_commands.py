@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.head_commands import DataOption, TokensOption
+from flows.head_commands import AutomaticOption, DataOption, TokensOption
 
 evaluate = typer.Typer(
     name="evaluate", help="Hold a model and its scores against human masks.", no_args_is_help=True
@@ -58,9 +58,7 @@ def uncertainty(
             help="Also heads that see only some of their inputs, fitted to four fifths of the data."
         ),
     ] = True,
-    generator_images: Annotated[
-        int, typer.Option(min=0, help="Also automatic masks of so many images of each set, evenly spread.")
-    ] = 0,
+    automatic: AutomaticOption = 64,
     tokens: TokensOption = "gapmap-tokens",
     objects: Annotated[int, typer.Option(min=1, help="Objects of an image, at most.")] = 20,
     json: Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")] = False,
@@ -108,7 +106,7 @@ def uncertainty(
         objects=objects,
         baselines=baselines,
         ablation=ablation,
-        generator_images=generator_images,
+        automatic=automatic,
     )
     result = run.evaluate(sets, steps_progress)
     if plots:
@@ -149,11 +147,11 @@ def _print_tables(result: dict[str, Any]) -> None:
         console.print(
             f"heads that see {inputs:20}", *(f"{gap} {_percent(v['mean'])}" for gap, v in of.items())
         )
-    if generator := result.get("generator"):
-        r = generator["correlation"]
+    if automatic := result.get("automatic"):
+        r = automatic["correlation"]
         console.print(
-            f"{generator['n']} automatic masks on labelled objects: r predicted IoU {_show(r['predicted_iou'])}, "
-            f"SamScore {_show(r['sam_score'])}; calibration error {_show(generator['calibration_error'], 3)}"
+            f"{automatic['n']} automatic masks on labelled objects: r predicted IoU {_show(r['predicted_iou'])}, "
+            f"SamScore {_show(r['sam_score'])}; calibration error {_show(automatic['calibration_error'], 3)}"
         )
 
 

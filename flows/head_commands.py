@@ -26,9 +26,17 @@ TokensOption = Annotated[
         help="Store that keeps tokens and true IoU, so that fitting again takes seconds: a folder or any fsspec URL.",
     ),
 ]
+AutomaticOption = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Points of the grid of an image, at most, whose automatic masks take part; 0 for none, which saves a labelling "
+        "of each image.",
+    ),
+]
 _SCENE_SIZE = 384
 _SEEDS = 5
-_CALIBRATION_IMAGES = 60
+_JUDGED_IMAGES = 60
 
 
 def fit_heads(
@@ -41,7 +49,9 @@ def fit_heads(
     scenes: Annotated[int, typer.Option(min=0, help="Procedural scenes to fit to, besides.")] = 0,
     evaluate_on: Annotated[
         list[Path] | None,
-        typer.Option(help="More COCO sets for the card, never fitted to; may be given several times."),
+        typer.Option(
+            help="More COCO sets for the card, never fitted to, 60 images of each at most; may be given several times."
+        ),
     ] = None,
     calibrate_on: Annotated[
         list[str] | None,
@@ -58,6 +68,7 @@ def fit_heads(
         ),
     ] = None,
     objects: Annotated[int, typer.Option(min=1, help="Objects of an image, at most.")] = 20,
+    automatic: AutomaticOption = 64,
     seed: Annotated[int, typer.Option(help="Of splits, draws and initial weights.")] = 0,
     device: Annotated[
         str | None, typer.Option(help="cuda, cuda:N, mps or cpu. Default: the best there is.")
@@ -72,7 +83,7 @@ def fit_heads(
     """
     import torch
 
-    from engine.evaluate.generator_masks import calibrate_heads
+    from engine.evaluate.automatic_masks import judge_automatic
     from engine.evaluate.head_card import render_head_card
     from engine.evaluate.uncertainty import evaluate_uncertainty
     from engine.learn.data import (
@@ -93,7 +104,6 @@ def fit_heads(
     from engine.uncertainty.head_files import heads_path, write_heads
     from flows.console import steps_progress
     from schemas.errors import ConfigError, nearest_name
-    from schemas.settings import GenerateSettings
 
     if not data and not scenes:
         raise ConfigError(
@@ -128,9 +138,10 @@ def fit_heads(
     if not path.parent.is_dir():
         raise ConfigError(f"There is no folder {path.parent}. Make it, or name another --out.")
     second = load_segmenter(larger, device=device) if larger else None
-    maker = TargetMaker(segmenter, second, objects=objects)
+    maker = TargetMaker(segmenter, second, objects=objects, automatic=automatic)
     fitted_to = {digest for images in learnt.values() for digest in _digests(images)}
     judged = {name: kept for name, images in others.items() if (kept := leave_out_groups(images, fitted_to))}
+    judged = {name: spread_evenly(images, _JUDGED_IMAGES) for name, images in judged.items()}
     for name, images in labelled.items():
         judged |= split_unknown(name, leave_out_groups(images, _digests(learnt[name])))
     store = Store(tokens)
@@ -145,25 +156,18 @@ def fit_heads(
             segmenter.model_id,
             second.model_id if second else "",
             FitSettings(seed=seed),
+            calibrate_on=calibrate_on or (),
             progress=progress,
         )
-    held = [
-        image
-        for name in calibrate_on or learnt
-        for image in learnt[name]
-        if f"{name}/{image.group}" in fitted.held_groups
-    ]
-    held = spread_evenly(held, _CALIBRATION_IMAGES)
-    with steps_progress("calibrating on automatic masks") as progress:
-        calibrated = calibrate_heads(
-            segmenter, fitted.heads, held, GenerateSettings(), lambda done: progress(done, len(held))
-        )
     digests = sorted(digest for images in learnt.values() for digest in _digests(images))
-    heads = write_heads(calibrated, path, {"fitted": json.dumps(digests)})
+    heads = write_heads(fitted.heads, path, {"fitted": json.dumps(digests)})
     figures = {}
     for name, images in judged.items():
         unseen = collect_tokens(store, {name: images}, segmenter, maker)
-        figures[name] = evaluate_uncertainty([(unseen, heads.to(torch.device("cpu")))] * _SEEDS)
+        on_cpu = heads.to(torch.device("cpu"))
+        figures[name] = evaluate_uncertainty([(unseen, on_cpu)] * _SEEDS)
+        if unseen.automatic_N.any():
+            figures[name]["automatic"] = judge_automatic(unseen, on_cpu)
     card = render_head_card(
         path.name.partition(".heads")[0] + " heads",
         heads,
@@ -177,9 +181,7 @@ def fit_heads(
             for name, of in samples.items()
         },
         fitted.r2,
-        f"the automatic masks of {len(held)} images ({', '.join(calibrate_on or learnt)})"
-        if calibrated is not fitted.heads
-        else "the prompts of groups (there were too few automatic masks)",
+        f"{fitted.calibrated_on[0]} {fitted.calibrated_on[1]} masks ({', '.join(calibrate_on or learnt)})",
         figures,
     )
     path.with_suffix("").with_suffix(".heads.md").write_text(card)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from engine.learn.token_store import Samples
@@ -22,6 +24,7 @@ def make_samples(count: int = 600, seed: int = 0, *, larger: bool = True) -> Sam
         data_N=np.array(["cells", "cars"])[np.arange(count) % 2],
         group_N=np.array([f"{('cells', 'cars')[i % 2]}/{i // 2 % 15}" for i in range(count)]),
         central_N=np.arange(count) % 4 < 2,
+        automatic_N=np.zeros(count, bool),
         inputs_NMI=np.concatenate([tokens, features], 2),
         sam_score_NM=score,
         entropy_NM=rng.random((count, 3)),
@@ -33,4 +36,21 @@ def make_samples(count: int = 600, seed: int = 0, *, larger: bool = True) -> Sam
             name: rng.random(count) if name != "H_Theta" or larger else np.full(count, np.nan)
             for name in ("H_Y", "H_A", "H_Xp", "H_Theta")
         },
+    )
+
+
+def as_automatic(samples: Samples, less: float) -> Samples:
+    """The same as automatic masks of which only the first output is kept, and each is worse by `less`."""
+    count = len(samples)
+    nothing = np.full((count, 3), np.nan)
+    nearest = nothing.copy()
+    nearest[:, 0] = samples.iou_nearest_NM[:, 0] - less
+    return replace(
+        samples,
+        central_N=np.zeros(count, bool),
+        automatic_N=np.ones(count, bool),
+        iou_NM=nothing,
+        iou_nearest_NM=nearest,
+        iou_dense_N=nothing[:, 0],
+        iou_larger_N=nothing[:, 0],
     )

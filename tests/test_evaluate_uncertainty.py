@@ -6,19 +6,18 @@ import json
 
 import numpy as np
 import pytest
-import torch
-from sample_rows import make_samples
+from sample_rows import as_automatic, make_samples
 
-from engine.evaluate.generator_masks import calibrate_heads, evaluate_generator, match_masks
+from engine.evaluate.automatic_masks import judge_automatic
 from engine.evaluate.uncertainty import INPUTS, TOLD, ablate_inputs, evaluate_uncertainty, judge
 from engine.generate.records import MASK_ROW, ImageMasks
-from engine.learn.data import LabelledImage, LabelledMask, scene_images
+from engine.learn.automatic_rows import match_masks
+from engine.learn.data import LabelledImage, LabelledMask
 from engine.learn.head_fitting import fit_heads
 from engine.learn.perceptron import FitSettings
+from engine.learn.token_store import join_samples
 from engine.masks.rle import encode_masks
-from engine.models.loading import load_segmenter
-from engine.uncertainty.heads import HeadSet, Pairing
-from schemas.settings import GenerateSettings
+from engine.uncertainty.heads import HeadSet
 
 FAST = FitSettings(members=1, hidden=32, epochs=12)
 METHODS = {"sam_score", "entropy", "H_Y", "H_A", "H_Xp", "H_Theta", "delta", "delta_star", "random", "oracle"}
@@ -93,22 +92,11 @@ def test_automatic_masks_are_matched_with_the_object_under_their_point() -> None
     np.testing.assert_allclose(iou, [1, 0.5, np.nan])
 
 
-def test_a_calibration_on_automatic_masks_makes_the_prediction_right_for_them() -> None:
-    nano = load_segmenter("sam-nano", device="cpu")
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(8, 512), (8, 8), (4, 8)]
-    weights = tuple(
-        (torch.randn(1, o, i, generator=generator) * 0.3, torch.randn(1, o, generator=generator))
-        for o, i in shapes
-    )
-    names = ("model_gap", "prompt_gap", "task_gap", "iou")
-    raw = HeadSet(names, weights, torch.ones(4), torch.zeros(4), Pairing.own, nano.model_id)
-    scenes = [scene for scene in scene_images(range(940_000, 940_010), 128) if scene.masks]
-    settings = GenerateSettings(points_per_side=10, pred_iou_thresh=0.1, stability_score_thresh=0.1)
-    calibrated = calibrate_heads(nano, raw, scenes[:5], settings)
-    before, after = (evaluate_generator(nano, h, scenes[5:], settings) for h in (raw, calibrated))
-    assert before["n"] == after["n"] > 50
-    assert after["calibration_error"] < before["calibration_error"] - 0.05
-    assert calibrate_heads(nano, raw, scenes[:1], GenerateSettings(points_per_side=2)) is raw, (
-        "too few to tell"
-    )
+def test_automatic_masks_are_judged_by_themselves(heads: HeadSet) -> None:
+    prompted, automatic = make_samples(400, seed=5), as_automatic(make_samples(300, seed=6), less=0.0)
+    result = judge_automatic(join_samples([prompted, automatic]), heads)
+    assert result["n"] == 300, "one of three was kept"
+    assert {name: of["n"] for name, of in result["sets"].items()} == {"cells": 150, "cars": 150}
+    assert result["correlation"]["predicted_iou"] > result["correlation"]["sam_score"] + 0.1
+    json.dumps(result, allow_nan=False)
+    assert judge_automatic(prompted, heads)["n"] == 0

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from sample_rows import make_samples
+from coco_folder import write_coco
+from sample_rows import as_automatic, make_samples
 
-from engine.learn.data import LabelledImage, scene_images
+from engine.generate.generator import generate_masks
+from engine.learn.automatic_rows import match_masks
+from engine.learn.data import LabelledImage, read_coco, scene_images
 from engine.learn.gap_targets import TargetMaker
 from engine.learn.head_fitting import fit_heads, make_targets
 from engine.learn.perceptron import FitSettings
 from engine.learn.point_prompts import central_point, draw_prompts
-from engine.learn.token_store import collect_tokens
+from engine.learn.token_store import Samples, collect_tokens, join_samples
 from engine.models.loading import load_segmenter
 from engine.models.segmenter import Segmenter
 from engine.store import Store
+from engine.uncertainty.features import FEATURES
 from engine.uncertainty.heads import GAPS, IOUS
 from schemas.errors import ConfigError
+from schemas.settings import GenerateSettings
 
 FAST = FitSettings(members=2, hidden=32, epochs=15)
 
@@ -84,6 +90,55 @@ def test_targets_are_what_a_fix_gains_over_each_output() -> None:
     assert (gaps[..., 2] >= 0).all()
 
 
+def test_heads_are_calibrated_on_what_labelling_keeps() -> None:
+    """Suppression keeps the best scored of masks that are alike, so kept masks are worse than they seem."""
+    prompted, automatic = make_samples(1500), as_automatic(make_samples(1500, seed=2), less=0.15)
+    fitted = fit_heads(join_samples([prompted, automatic]), "m@0", "l@0", FAST)
+    masks, kind = fitted.calibrated_on
+    assert kind == "automatic"
+    assert 100 < masks < 500, "one of three of a seventh of the groups"
+    fresh = as_automatic(make_samples(300, seed=3), less=0.15)
+    raw = fitted.heads.read(torch.from_numpy(fresh.inputs_NMI[:, 0]))[fitted.heads.names.index("iou")]
+    wrong = fitted.heads.calibrate(raw).numpy() - fresh.iou_nearest_NM[:, 0]
+    assert abs(wrong.mean()) < 0.02
+    assert set(fitted.r2) == set(GAPS + IOUS)
+    assert min(fitted.r2[name] for name in GAPS) > 0, (
+        "automatic masks teach nothing of gaps, and spoil nothing"
+    )
+    assert fit_heads(prompted, "m@0", "l@0", FAST).calibrated_on[1] == "prompted"
+    with pytest.raises(ConfigError, match="Name other sets"):
+        fit_heads(prompted, "m@0", "l@0", FAST, calibrate_on=["none of them"])
+
+
+def test_automatic_masks_are_shown_to_a_fit_as_labelling_shows_them_to_the_heads(
+    nano: Segmenter, tmp_path: Path
+) -> None:
+    heads = fit_heads(as_wide_as(nano), nano.model_id, "", FAST).heads
+    image = next(scene for scene in scene_images(range(900_000, 900_020), 256) if scene.modality == "crowd")
+    [masks] = generate_masks(nano, [image.load()], GenerateSettings(), scorer=heads)
+    iou = match_masks(masks, image)
+    expected = masks.rows_N["predicted_iou"][np.isfinite(iou)]
+    maker = TargetMaker(nano, None, objects=1, automatic=999)
+    samples = collect_tokens(Store(str(tmp_path)), {"s": [image]}, nano, maker)
+    kept = np.isfinite(samples.iou_nearest_NM) & samples.automatic_N[:, None]
+    assert len(expected) == kept.sum() > 3
+    raw = heads.read(torch.from_numpy(samples.inputs_NMI[kept]))[heads.names.index("iou")]
+    np.testing.assert_allclose(np.sort(heads.calibrate(raw).numpy()), np.sort(expected), atol=5e-3)
+    true = np.sort(iou[np.isfinite(iou)])
+    np.testing.assert_allclose(np.sort(samples.iou_nearest_NM[kept]), true, atol=1e-6)
+    few = TargetMaker(nano, None, objects=1, automatic=3).make_rows(image)
+    assert sum(row["prompt"] == "automatic" for row in few) == 3
+
+
+def as_wide_as(segmenter: Segmenter) -> Samples:
+    """Samples whose tokens are as wide as the model's."""
+    samples = make_samples(300, larger=False)
+    rng = np.random.default_rng(0)
+    tokens = rng.normal(size=(300, 3, 512)).astype(np.float32)
+    features = samples.inputs_NMI[..., -len(FEATURES) :]
+    return replace(samples, inputs_NMI=np.concatenate([tokens, features], 2))
+
+
 def test_the_central_point_lies_inside_even_of_a_ring() -> None:
     rows, columns = np.mgrid[:60, :80]
     distance = np.hypot(rows - 30, columns - 40)
@@ -105,7 +160,7 @@ def test_true_iou_is_that_of_the_masks_at_full_resolution(
     nano: Segmenter, scenes: list[LabelledImage]
 ) -> None:
     image = scenes[0]
-    rows = TargetMaker(nano, None, points=1, objects=4).make_rows(image)
+    rows = TargetMaker(nano, None, points=1, objects=4, automatic=0).make_rows(image)
     from schemas.records import Prompts
 
     embedding = nano.embed([image.load()])
@@ -126,7 +181,7 @@ def test_true_iou_is_that_of_the_masks_at_full_resolution(
 def test_collecting_goes_on_where_it_was_killed(
     nano: Segmenter, scenes: list[LabelledImage], tmp_path: Path
 ) -> None:
-    maker = TargetMaker(nano, nano, objects=3)
+    maker = TargetMaker(nano, nano, objects=3, automatic=0)
     undisturbed = collect_tokens(Store(str(tmp_path / "a")), {"s": scenes}, nano, maker)
     store = Store(str(tmp_path / "b"))
     collect_tokens(store, {"s": scenes[:2]}, nano, maker)
@@ -153,16 +208,50 @@ def test_samples_are_those_of_the_images_asked_for_and_no_others(
     def baselines(pixels: np.ndarray, points: np.ndarray, *_: object, seed: int) -> dict[str, np.ndarray]:
         return {"entropy": np.zeros(len(points)), "H_Y": np.full(len(points), 0.5)}
 
-    collect_tokens(store, {"s": scenes}, nano, TargetMaker(nano, None, objects=2, baselines=baselines))
+    collect_tokens(
+        store, {"s": scenes}, nano, TargetMaker(nano, None, objects=2, automatic=0, baselines=baselines)
+    )
     asked: list[tuple[int, int]] = []
     some = collect_tokens(
         store,
         {"other name": scenes[:2]},
         nano,
-        TargetMaker(nano, None, objects=2),
+        TargetMaker(nano, None, objects=2, automatic=0),
         lambda *done: asked.append(done),
     )
     assert not asked, "what was made with baselines is good without"
     assert set(some.group_N) == {f"other name/{scene.group}" for scene in scenes[:2]}
     assert (some.entropies["H_Y"][some.central_N] == 0.5).all()
     assert np.isnan(some.entropies["H_Y"][~some.central_N]).all()
+
+
+def test_a_copied_set_is_known_again_and_an_image_may_be_in_two_sets(nano: Segmenter, tmp_path: Path) -> None:
+    folder = write_coco(tmp_path / "first", range(950_000, 950_002))
+    shutil.copytree(folder, tmp_path / "second")
+    sets = {name: read_coco(tmp_path / name) for name in ("first", "second")}
+    store, maker = Store(str(tmp_path / "tokens")), TargetMaker(nano, None, objects=2, automatic=0)
+    first = collect_tokens(store, {"first": sets["first"]}, nano, maker)
+    asked: list[tuple[int, int]] = []
+    both = collect_tokens(store, sets, nano, maker, lambda *done: asked.append(done))
+    assert not asked
+    assert [(both.data_N == name).sum() for name in sets] == [len(first)] * 2
+    with (tmp_path / "second" / sets["second"][0].name).open("ab") as file:
+        file.write(b"changed")
+    collect_tokens(store, sets, nano, maker, lambda *done: asked.append(done))
+    assert len(asked) == 1, "only what changed is asked anew"
+
+
+def test_what_was_asked_in_another_way_is_kept_beside(
+    nano: Segmenter, scenes: list[LabelledImage], tmp_path: Path
+) -> None:
+    store = Store(str(tmp_path))
+    makers = [TargetMaker(nano, None, objects=count, automatic=0) for count in (1, 2)]
+    made = [collect_tokens(store, {"s": scenes[:2]}, nano, maker) for maker in makers]
+    asked: list[tuple[int, int]] = []
+    again = [
+        collect_tokens(store, {"s": scenes[:2]}, nano, maker, lambda *done: asked.append(done))
+        for maker in makers
+    ]
+    assert not asked
+    assert [len(of) for of in again] == [len(of) for of in made]
+    assert len(made[0]) < len(made[1])

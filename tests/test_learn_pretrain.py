@@ -19,7 +19,7 @@ from engine.learn.curriculum import Recipe, describe_data, read_sources
 from engine.learn.data import read_coco, split_groups
 from engine.learn.losses import dice_loss, focal_loss, mask_iou
 from engine.learn.pretrain import train
-from engine.learn.trainee import PromptedModel, describe_start, warm_start
+from engine.learn.trainee import describe_start, small_model, warm_start
 from engine.models.loading import load_segmenter
 from engine.models.registry import MODELS
 from schemas.errors import ConfigError
@@ -102,7 +102,7 @@ def test_another_start_or_recipe_does_not_go_on_with_a_run(tmp_path: Path) -> No
 
 
 def test_sam2_mini_begins_as_good_as_sam_nano_ended() -> None:
-    nano, mini = PromptedModel("sam-nano"), PromptedModel("sam2-mini")
+    nano, mini = small_model("sam-nano"), small_model("sam2-mini")
     nano.net.load_state_dict(load_file(MODELS["sam-nano"].path))
     warm_start(mini.net, MODELS["sam-nano"].path)
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, 256, 256))).float()
@@ -124,7 +124,7 @@ def test_sam2_mini_begins_as_good_as_sam_nano_ended() -> None:
 
 
 def test_a_model_that_starts_from_its_own_kind_takes_everything() -> None:
-    mini = PromptedModel("sam2-mini")
+    mini = small_model("sam2-mini")
     given = load_file(MODELS["sam2-mini"].path)
     assert warm_start(mini.net, MODELS["sam2-mini"].path) == len(given)
     assert all(torch.equal(value, given[name].float()) for name, value in mini.net.state_dict().items())

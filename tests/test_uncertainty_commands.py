@@ -66,7 +66,7 @@ def test_heads_are_fitted_used_and_evaluated(tmp_path: Path) -> None:
 
     judged = gapmap(
         "evaluate", "uncertainty", *pair, *few, "--data", labelled, "--data", unseen, "--heads", heads,
-        "--no-ablation", "--seeds", 2, "--json", "--plots", tmp_path / "plots", "--generator-images", 2,
+        "--no-ablation", "--seeds", 2, "--json", "--plots", tmp_path / "plots",
     )  # fmt: skip
     assert judged.returncode == 0, judged.stderr
     result = json.loads(judged.stdout)
@@ -78,7 +78,7 @@ def test_heads_are_fitted_used_and_evaluated(tmp_path: Path) -> None:
     assert result["sets"]["labelled"]["n"] < result["sets"]["unseen"]["n"], (
         "what it was fitted to is left out"
     )
-    assert result["generator"]["n"] > 0
+    assert result["automatic"]["n"] > 0
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {
         "relative-auc.png", "correction-curves.png", "calibration.png", "correlation.png",
     }  # fmt: skip

@@ -32,8 +32,15 @@ The output the model scores best from one central point of each object. r: corre
 | set | n | IoU | r predicted_iou | r SamScore | calibration error | {gap_heads} |
 |---|---|---|---|---|---|{gap_rule}|
 {rows}
-
+{automatic}
 Made with `gapmap fit-heads`.
+"""
+_AUTOMATIC = """
+Automatic masks, as labelling keeps them, on labelled objects (at most so many of an image, drawn at random):
+
+| set | masks | r predicted_iou | r SamScore | r stability | calibration error |
+|---|---|---|---|---|---|
+{rows}
 """
 _FIXES = {"model": "the larger model", "prompt": "a dense prompt", "task": "the best of three"}
 
@@ -56,7 +63,7 @@ def render_head_card(
         fitted: by name of the data, how many `images`, `groups` and `prompts` it was fitted to.
         r2: of each head.
         calibrated: what `predicted_iou` was calibrated on, in words.
-        figures: by name of the data, what `evaluate_uncertainty` says of it.
+        figures: by name of the data, what `evaluate_uncertainty` says of it, and `judge_automatic` under `automatic`.
     """
     gaps = [gap for gap in _FIXES if any(gap in figure["relative_auc"] for figure in figures.values())]
     return _CARD.format(
@@ -81,6 +88,9 @@ def render_head_card(
         gap_heads=" | ".join(f"{_FIXES[gap]}: gain, AUC" for gap in gaps),
         gap_rule="|".join("---" for _ in gaps),
         rows="\n".join(_row(name, figure, gaps) for name, figure in figures.items()),
+        automatic=_automatic(
+            {name: figure["automatic"] for name, figure in figures.items() if "automatic" in figure}
+        ),
     )
 
 
@@ -104,8 +114,18 @@ def _row(name: str, figure: Mapping[str, Any], gaps: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _show(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _automatic(figures: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table of automatic masks; nothing where none were judged."""
+    rows = [
+        f"| {name} | {of['n']} | **{_show(of['correlation']['predicted_iou'])}** | {_show(of['correlation']['sam_score'])} | "
+        f"{_show(of['correlation']['stability'])} | {_show(of['calibration_error'], 3)} |"
+        for name, of in figures.items()
+    ]
+    return _AUTOMATIC.format(rows="\n".join(rows)) if rows else ""
+
+
+def _show(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _pool(sets: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from engine.evaluate.generator_masks import evaluate_generator
+from engine.evaluate.automatic_masks import judge_automatic
 from engine.evaluate.monte_carlo import monte_carlo_entropies
 from engine.evaluate.uncertainty import INPUTS, ablate_inputs, evaluate_uncertainty
-from engine.learn.data import LabelledImage, leave_out_groups, split_groups, spread_evenly
+from engine.learn.data import LabelledImage, leave_out_groups, split_groups
 from engine.learn.gap_targets import TargetMaker
 from engine.learn.head_fitting import LEAST_GROUPS, fit_heads
 from engine.learn.perceptron import FitSettings
@@ -21,7 +21,6 @@ from engine.models.segmenter import Segmenter
 from engine.store import Store
 from engine.uncertainty.heads import HeadSet
 from schemas.errors import ConfigError
-from schemas.settings import GenerateSettings
 
 Step = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 """Shows a step of the work by name; what it gives is told (done, in all)."""
@@ -42,7 +41,7 @@ class UncertaintyRun:
         objects: of an image, at most.
         baselines: also the Monte-Carlo entropies.
         ablation: also heads that see only some of their inputs, where the data has groups enough to fit them.
-        generator_images: automatic masks of so many images of each set are judged, too.
+        automatic: so many prompts of an image at most whose automatic masks are judged, too; 0 for none.
     """
 
     segmenter: Segmenter
@@ -54,10 +53,10 @@ class UncertaintyRun:
     objects: int = 20
     baselines: bool = True
     ablation: bool = True
-    generator_images: int = 0
+    automatic: int = 64
 
     def evaluate(self, sets: Sets, step: Step) -> dict[str, Any]:
-        """The tables of `evaluate_uncertainty`, with `token_ablation` and `generator` where asked for.
+        """The tables of `evaluate_uncertainty`, with `token_ablation` and `automatic` where asked for.
 
         Raises:
             ConfigError: nothing is left to judge on, the heads speak of another larger model, or the groups are
@@ -98,17 +97,9 @@ class UncertaintyRun:
                     self.seeds,
                     lambda done: progress(done, (len(INPUTS) + 1) * self.seeds),
                 )
-        if self.generator_images:
-            images = [image for of in tests.values() for image in spread_evenly(of, self.generator_images)]
+        if test.automatic_N.any():
             heads = self.heads or self._fit(train, 0)
-            with step("automatic masks") as progress:
-                result["generator"] = evaluate_generator(
-                    self.segmenter,
-                    heads.to(self.segmenter.device),
-                    images,
-                    GenerateSettings(),
-                    lambda done: progress(done, len(images)),
-                )
+            result["automatic"] = judge_automatic(test, heads.to(torch.device("cpu")))
         return result
 
     @property
@@ -127,6 +118,7 @@ class UncertaintyRun:
             self.segmenter,
             self.larger,
             objects=self.objects,
+            automatic=self.automatic,
             baselines=monte_carlo_entropies if baselines else None,
         )
         with step(what) as progress:

@@ -74,16 +74,16 @@ class LabelledImage:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the masks change, or the file the pixels are in."""
+        """Changes when the masks change, or what is in the file of the pixels; the same wherever that lies."""
         if not isinstance(self.load, _FileLoader):
             return self.digest
         try:
-            status = self.load.path.stat()
+            content = hashlib.blake2b(self.load.path.read_bytes(), digest_size=8).hexdigest()
         except FileNotFoundError:
             raise ConfigError(
                 f"{self.load.path} is missing. Restore it, or take it out of its COCO file."
             ) from None
-        return f"{self.digest}-{status.st_size}-{status.st_mtime_ns}"
+        return f"{self.digest}-{content}"
 
     def preload(self) -> LabelledImage:
         """The same with its pixels in memory."""

@@ -3,7 +3,6 @@
 Of each object a few points are drawn. The model is asked with each point, and with it and seven more; the
 larger model with the point. IoU are true ones, at the image's full resolution (after UncertainSAM, Kaiser et
 al., ICML 2025, section 4; unlike there, no output is chosen by looking at the answer).
-
 Shape suffixes: N prompts, P points, M outputs (3), T masks of an image, H W image, 4 box x0 y0 x1 y1.
 """
 
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 
 from engine.generate.enlarge import Enlargement
+from engine.learn.automatic_rows import make_automatic_rows
 from engine.learn.data import LabelledImage
 from engine.learn.point_prompts import DENSE_POINTS, draw_prompts
 from engine.masks.entropy import mean_entropy
@@ -55,6 +55,7 @@ class TargetMaker:
         larger: the model that uncertain work goes to; without one there is no `iou_larger`.
         points: single-point prompts an object gets: the central one first, then random ones.
         objects: at most so many objects of an image, drawn at random.
+        automatic: besides, at most so many prompts of an image whose masks labelling would keep; 0 for none.
         stability_offset: as the generator's `stability_score_offset`, logits.
         seed: of every draw; an image's draws depend on it and on the image's name alone.
         baselines: also the Monte-Carlo entropies of the central prompts.
@@ -67,12 +68,14 @@ class TargetMaker:
         *,
         points: int = 2,
         objects: int = 20,
+        automatic: int = 64,
         stability_offset: float = 1.0,
         seed: int = 0,
         baselines: Baselines | None = None,
     ) -> None:
         self._segmenter, self._larger = segmenter, larger
         self._points, self._objects, self._seed = points, objects, seed
+        self._automatic = automatic
         self._offset, self._baselines = stability_offset, baselines
         self._enlargements: dict[tuple[str, tuple[int, int]], Enlargement] = {}
 
@@ -82,13 +85,14 @@ class TargetMaker:
             "larger": self._larger.model_id if self._larger else None,
             "points": self._points,
             "objects": self._objects,
+            "automatic": self._automatic,
             "stability_offset": self._offset,
             "seed": self._seed,
             "baselines": self._baselines is not None,
         }
 
     def make_rows(self, image: LabelledImage) -> list[dict[str, Any]]:
-        """Rows of the `tokens` table, but for what names the image: one for each point of each object."""
+        """Rows of the `tokens` table, but for what names the image: of each point of each object, and of automatic masks."""
         rng = np.random.default_rng([self._seed, *image.name.encode()])
         pixels_HW3 = image.load()
         truths_THW = np.stack([mask.decode() for mask in image.masks])
@@ -124,6 +128,8 @@ class TargetMaker:
                 }
         for place, row in enumerate(rows):
             row["prompt"] = "central" if place in central else "random"
+        if self._automatic:
+            rows += make_automatic_rows(self._segmenter, image, pixels_HW3, self._automatic, self._seed)
         return rows
 
     def _ask(

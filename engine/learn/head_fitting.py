@@ -5,7 +5,7 @@ Shape suffixes: N prompts, M outputs (3), X rows (N x M), I inputs, K heads, S m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +18,7 @@ from engine.uncertainty.features import FEATURES
 from engine.uncertainty.heads import FIXES, GAPS, IOUS, HeadSet, Pairing
 from schemas.errors import ConfigError
 
+_LEAST_MASKS = 100
 _NOT_PICKED = 0.3  # weight of the outputs the model does not score best: labelling keeps fewer of them
 LEAST_GROUPS = 5
 """Groups without which there is nothing to stop a fit by and to calibrate on."""
@@ -28,14 +29,14 @@ class Fit:
     """A fitted set, and how well it does on groups that took no part.
 
     Attributes:
-        heads: the set, its `predicted_iou` calibrated on prompts.
-        r2: R² of each head, by name.
-        held_groups: the groups that took no part in the fit (as in `Samples.group_N`).
+        heads: the set, its `predicted_iou` calibrated.
+        r2: R² of each head on groups that took no part, by name; on what the model picks, one prompt an object.
+        calibrated_on: how many masks it was calibrated on, and whether those were `automatic` or `prompted` ones.
     """
 
     heads: HeadSet
     r2: dict[str, float]
-    held_groups: frozenset[str]
+    calibrated_on: tuple[int, str]
 
 
 def fit_heads(
@@ -44,6 +45,7 @@ def fit_heads(
     larger: str,
     settings: FitSettings,
     *,
+    calibrate_on: Collection[str] = (),
     shown: np.ndarray | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Fit:
@@ -56,6 +58,8 @@ def fit_heads(
         samples: of one model, of labelled images it may learn from.
         model_id: whose tokens they are.
         larger: `name@version` of the larger model; empty where there is none.
+        calibrate_on: sets whose held-out groups calibrate `predicted_iou`; all sets if none is named. Automatic masks
+            are what it is calibrated on where there are 100 of them, else single prompts.
         shown: inputs that are shown, bool_I; the others are zero (for ablations).
         progress: called with (epochs done, epochs in all).
 
@@ -68,16 +72,22 @@ def fit_heads(
     scale_K = torch.tensor([2.0 if name in GAPS else 1.0 for name in names])
     offset_K = torch.tensor([1.0 if name in GAPS else 0.0 for name in names])
     inputs_NMI = samples.inputs_NMI
-    mean_I, std_I = (f(inputs_NMI[fit_N].reshape(-1, inputs_NMI.shape[2]), 0) for f in (np.mean, np.std))
+    # What was not kept of an automatic prompt has no features to count.
+    known_XI = inputs_NMI[fit_N[:, None] & np.isfinite(samples.iou_nearest_NM)]
+    mean_I, std_I = known_XI.mean(0), known_XI.std(0)
     std_I = np.maximum(std_I, 1e-3)
     if shown is not None:
         std_I = np.where(shown, std_I, 1e6)
-    inputs_XI, targets_XK, weights_X1 = (
+    inputs_XI, targets_XK, weights_XK = (
         torch.from_numpy(values.reshape(-1, values.shape[-1]).astype(np.float32))
-        for values in ((inputs_NMI - mean_I) / std_I, targets_NMK, _weights(samples))
+        for values in (
+            (inputs_NMI - mean_I) / std_I,
+            np.nan_to_num(targets_NMK),
+            _weights(samples, targets_NMK),
+        )
     )
     fit_X, stop_X = (torch.from_numpy(np.flatnonzero(np.repeat(rows_N, 3))) for rows_N in (fit_N, stop_N))
-    data = FitRows(inputs_XI, targets_XK, weights_X1, fit_X, stop_X)
+    data = FitRows(inputs_XI, targets_XK, weights_XK, fit_X, stop_X)
     members = []
     for member in range(settings.members):
         tell = (
@@ -97,18 +107,25 @@ def fit_heads(
         None,
         larger,
     )
-    held = torch.from_numpy(inputs_NMI[calibrate_N]).flatten(0, 1)
-    values_KX = heads.read(held).numpy()
-    truth_KX = targets_NMK[calibrate_N].reshape(-1, len(names)).T
-    picked_X = _weights(samples)[calibrate_N].reshape(-1) == 1
-    raw, true = values_KX[names.index("iou")][picked_X], truth_KX[names.index("iou")][picked_X]
-    knots_2Q = torch.from_numpy(fit_knots(raw, true))
+    values_NMK = heads.read(torch.from_numpy(inputs_NMI).flatten(0, 1)).numpy().T.reshape(targets_NMK.shape)
+    picked_NM = _is_picked(samples)
+    judged_NM = picked_NM & (calibrate_N & ~samples.automatic_N)[:, None]
     r2 = {
-        name: round(1 - float(np.mean((v - t)[picked_X] ** 2) / np.var(t[picked_X])), 4)
-        for name, v, t in zip(names, values_KX, truth_KX, strict=True)
+        name: _explained(values_NMK[judged_NM, k], targets_NMK[judged_NM, k]) for k, name in enumerate(names)
     }
-    held_groups = frozenset(np.unique(samples.group_N[calibrate_N]).tolist())
-    return Fit(replace(heads, knots_2Q=knots_2Q), r2, held_groups)
+    iou = names.index("iou")
+    if calibrate_on:
+        calibrate_N &= np.isin(samples.data_N, list(calibrate_on))
+    known_NM = calibrate_N[:, None] & np.isfinite(targets_NMK[..., iou])
+    masks_NM, kind = known_NM & samples.automatic_N[:, None], "automatic"
+    if masks_NM.sum() < _LEAST_MASKS:
+        masks_NM, kind = known_NM & picked_NM & ~samples.automatic_N[:, None], "prompted"
+    if not masks_NM.any():
+        raise ConfigError(
+            f"The groups held out of {', '.join(calibrate_on)} have no mask to calibrate on. Name other sets."
+        )
+    knots_2Q = torch.from_numpy(fit_knots(values_NMK[masks_NM, iou], targets_NMK[masks_NM, iou]))
+    return Fit(replace(heads, knots_2Q=knots_2Q), r2, (int(masks_NM.sum()), kind))
 
 
 def make_targets(samples: Samples, names: tuple[str, ...]) -> np.ndarray:
@@ -130,10 +147,20 @@ def make_targets(samples: Samples, names: tuple[str, ...]) -> np.ndarray:
     return np.stack(columns, 2).astype(np.float32)
 
 
-def _weights(samples: Samples) -> np.ndarray:
-    """How much each output counts, weight_NM1: the one the model scores best, fully."""
-    picked_NM = samples.sam_score_NM == samples.sam_score_NM.max(1, keepdims=True)
-    return np.where(picked_NM, 1.0, _NOT_PICKED)[..., None]
+def _weights(samples: Samples, targets_NMK: np.ndarray) -> np.ndarray:
+    """How much each target of each output counts, weight_NMK: fully for what labelling may keep; 0 where it is NaN."""
+    weight_NM = np.where(_is_picked(samples) | samples.automatic_N[:, None], 1.0, _NOT_PICKED)
+    return weight_NM[..., None] * np.isfinite(targets_NMK)
+
+
+def _is_picked(samples: Samples) -> np.ndarray:
+    """Whether an output is the one that the model scores best, bool_NM."""
+    return samples.sam_score_NM == samples.sam_score_NM.max(1, keepdims=True)
+
+
+def _explained(said_X: np.ndarray, true_X: np.ndarray) -> float:
+    """R²: the share of the variance that is explained."""
+    return round(1 - float(np.mean((said_X - true_X) ** 2) / np.var(true_X)), 4)
 
 
 def _split(group_N: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -42,11 +42,14 @@ class FitSettings:
 
 @dataclass(frozen=True)
 class FitRows:
-    """Standardised inputs, targets and weights of all rows, and which of them are fitted to."""
+    """Standardised inputs, targets and weights of all rows, and which of them are fitted to.
+
+    A target without a value has the weight zero.
+    """
 
     inputs_XI: torch.Tensor
     targets_XK: torch.Tensor
-    weights_X1: torch.Tensor
+    weights_XK: torch.Tensor
     fit_X: torch.Tensor
     stop_X: torch.Tensor
 
@@ -64,8 +67,12 @@ def fit_perceptron(
     torch.manual_seed(seed)
     inputs, heads, hidden = data.inputs_XI.shape[1], len(scale_K), settings.hidden
     layers = [nn.Linear(inputs, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, heads)]
-    mean_K = data.targets_XK[data.fit_X].mean(0)
-    spread_K = data.targets_XK[data.fit_X].std(0).clamp(min=1e-3)
+    there_XK = data.weights_XK[data.fit_X] > 0
+    count_K = there_XK.sum(0).clamp(min=1)
+    mean_K = (data.targets_XK[data.fit_X] * there_XK).sum(0) / count_K
+    spread_K = (
+        (((data.targets_XK[data.fit_X] - mean_K).square() * there_XK).sum(0) / count_K).sqrt().clamp(min=1e-3)
+    )
     with torch.no_grad():  # begin at the mean
         layers[2].weight.mul_(0.1)
         layers[2].bias.copy_(torch.logit(((mean_K + offset_K) / scale_K).clamp(0.01, 0.99)))
@@ -77,7 +84,8 @@ def fit_perceptron(
 
     def lose(x_XI: torch.Tensor, rows_X: torch.Tensor) -> torch.Tensor:
         error_XK = (answer(x_XI) - data.targets_XK[rows_X]) / spread_K
-        return (error_XK.square() * data.weights_X1[rows_X]).sum(0).mean() / data.weights_X1[rows_X].sum()
+        weights_XK = data.weights_XK[rows_X]
+        return ((error_XK.square() * weights_XK).sum(0) / weights_XK.sum(0).clamp(min=1e-6)).mean()
 
     parameters = [p for layer in layers for p in layer.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=settings.rate, weight_decay=settings.decay)

@@ -19,7 +19,7 @@ import torch
 
 from engine.learn.curriculum import Batches, Recipe, curriculum, describe_data, read_sources
 from engine.learn.rounds import train_step
-from engine.learn.trainee import PromptedModel, describe_start, export, warm_start
+from engine.learn.trainee import describe_start, export, small_model, warm_start
 from schemas.errors import ConfigError
 
 
@@ -50,13 +50,13 @@ def train(
     torch.manual_seed(recipe.seed)
     sources = read_sources(recipe, data, workers)
     identity = {**asdict(recipe), **describe_data(sources), "start": describe_start(start)}
-    model = PromptedModel(recipe.model).to(device)
+    model = small_model(recipe.model).to(device)
     last, exported = folder / "last.pt", folder / f"{recipe.model}.safetensors"
     if start is not None and not last.exists():
         print(f"starting with {warm_start(model.net, start)} shared tensors of {start.name}")
     average = {key: value.detach().clone() for key, value in model.net.state_dict().items()}
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.rate, weight_decay=recipe.decay, betas=(0.9, 0.98), fused=True
+        model.net.parameters(), lr=recipe.rate, weight_decay=recipe.decay, betas=(0.9, 0.98), fused=True
     )
     first = 0
     if last.exists():

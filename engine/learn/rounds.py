@@ -46,7 +46,7 @@ def train_step(
                     prompts[index] = _next_prompt(rng, views[index], prompt, best.detach(), device)
     optimizer.zero_grad(set_to_none=True)
     total.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    nn.utils.clip_grad_norm_(model.net.parameters(), 1.0)
     optimizer.step()
     report[0] = total.item()
     return report

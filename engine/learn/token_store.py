@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from engine.learn.automatic_rows import AUTOMATIC
 from engine.learn.data import LabelledImage
 from engine.learn.gap_targets import TargetMaker
 from engine.models.segmenter import Segmenter
@@ -34,6 +35,8 @@ class Samples:
     Attributes:
         data_N, group_N: set and group of each sample's image; groups carry their set's name, so none is in two sets.
         central_N: whether the prompt is the object's central one.
+        automatic_N: whether it is a point of the grid whose masks labelling keeps. Then `iou_nearest_NM` is finite for
+            those masks alone, and what presumes that an object was meant is NaN.
         inputs_NMI: IoU token, the output's own mask token, features; fp32.
         sam_score_NM, entropy_NM, iou_NM, iou_nearest_NM: see the `tokens` table.
         iou_dense_N, iou_larger_N: what a fix gives; NaN where there is no larger model.
@@ -43,6 +46,7 @@ class Samples:
     data_N: np.ndarray
     group_N: np.ndarray
     central_N: np.ndarray
+    automatic_N: np.ndarray
     inputs_NMI: np.ndarray
     sam_score_NM: np.ndarray
     entropy_NM: np.ndarray
@@ -89,31 +93,40 @@ def collect_tokens(
     """
     described = {**maker.describe(), "features": FEATURES}
     settings = json.dumps(described, sort_keys=True)
-    # Rows with baselines serve those who ask without, and may not be hidden by rows that have less.
-    also = [settings, json.dumps({**described, "baselines": True}, sort_keys=True)]
-    work = {_item(image): (name, image) for name, images in sets.items() for image in images}
-    missing = list(work)
-    for made_with in dict.fromkeys(also):
-        missing = store.find_done(segmenter.model_id, made_with).pending(missing)
-    finished = len(work) - len(missing)
-    for shard in _chunks(missing, _SHARD):
-        images, rows = [], []
+    # Rows with baselines serve those who ask without.
+    also = list(dict.fromkeys([settings, json.dumps({**described, "baselines": True}, sort_keys=True)]))
+    images = [(name, image) for name, of in sets.items() for image in of]
+    known = {made_with: _find_known(store, segmenter.model_id, made_with, images) for made_with in also}
+    sets_of: dict[str, list[str]] = {}
+    missing: dict[PoolItem, LabelledImage] = {}
+    for name, image in images:
+        there = [made_with for made_with in also if _item(image, made_with) in known[made_with]]
+        item = _item(image, there[0] if there else settings)
+        names = sets_of.setdefault(_image_id(item), [])
+        if name not in names:
+            names.append(name)
+        if not there:
+            missing[item] = image
+    finished = len(images) - len(missing)
+    for shard in _chunks(list(missing), _SHARD):
+        image_rows, rows = [], []
         for item in shard:
-            name, image = work[item]
             image_id = _image_id(item)
-            for row in maker.make_rows(image):
+            for row in maker.make_rows(missing[item]):
                 identity = _sample_id(image_id, row)
-                rows.append({**row, "image_id": image_id, "sample_id": identity, "data": name})
-            images.append(image_row(item, settings, image_id=image_id))
+                rows.append(
+                    {**row, "image_id": image_id, "sample_id": identity, "data": sets_of[image_id][0]}
+                )
+            image_rows.append(image_row(item, settings, image_id=image_id))
             finished += 1
             if progress:
-                progress(finished, len(work))
+                progress(finished, len(images))
         store.commit_shard(
             segmenter.model_id,
-            pa.Table.from_pylist(images, IMAGE_ROWS),
+            pa.Table.from_pylist(image_rows, IMAGE_ROWS),
             {"tokens": pa.Table.from_pylist(rows, _TOKEN_ROWS)},
         )
-    return _read(store, segmenter.model_id, also, {_image_id(item): name for item, (name, _) in work.items()})
+    return _read(store, segmenter.model_id, sets_of)
 
 
 def join_samples(parts: Sequence[Samples]) -> Samples:
@@ -128,23 +141,25 @@ def join_samples(parts: Sequence[Samples]) -> Samples:
     return Samples(**arrays, entropies=entropies)
 
 
-def _read(store: Store, model: str, settings: Sequence[str], set_of: Mapping[str, str]) -> Samples:
-    """Samples of these images, whose set is given by image_id; in a fixed order."""
+def _read(store: Store, model: str, sets_of: Mapping[str, Sequence[str]]) -> Samples:
+    """Samples of these images, whose sets are given by image_id; in a fixed order."""
 
     def read(snapshot: Any) -> pa.Table:
         return snapshot.con.sql(
-            """SELECT t.* FROM tokens t SEMI JOIN (FROM images WHERE model = $1 AND list_contains($2, settings)) i
-            ON t.image_id = i.image_id WHERE t.model = $1 AND list_contains($3, t.image_id) ORDER BY sample_id""",
-            params=[model, list(settings), list(set_of)],
+            "FROM tokens WHERE model = $1 AND list_contains($2, image_id) ORDER BY sample_id",
+            params=[model, list(sets_of)],
         ).to_arrow_table()
 
     table = store.read(read)
+    # An image of several sets counts in each of them.
+    names = [sets_of[image_id] for image_id in table["image_id"].to_pylist()]
+    table = table.take(np.repeat(np.arange(len(table)), [len(of) for of in names]))
     n = len(table)
     text = {name: np.array(table[name].to_pylist(), object).astype(str) for name in ("group", "prompt")}
-    text["data"] = np.array([set_of[image_id] for image_id in table["image_id"].to_pylist()], str)
+    text["data"] = np.array([name for of in names for name in of], str)
     iou_token_NC = _matrix(table, "iou_token", n, 1)
     tokens_N4C = _matrix(table, "mask_tokens", n, 4)
-    features_NMF = _matrix(table, "features", n, 3)
+    features_NMF = np.nan_to_num(_matrix(table, "features", n, 3))
     inputs_NMI = np.concatenate(
         [np.repeat(iou_token_NC, 3, 1), tokens_N4C[:, 1:], features_NMF], 2, dtype=np.float32
     )
@@ -152,6 +167,7 @@ def _read(store: Store, model: str, settings: Sequence[str], set_of: Mapping[str
         data_N=text["data"],
         group_N=np.char.add(np.char.add(text["data"], "/"), text["group"]),
         central_N=text["prompt"] == "central",
+        automatic_N=text["prompt"] == AUTOMATIC,
         inputs_NMI=inputs_NMI,
         sam_score_NM=_matrix(table, "sam_score", n, 3)[..., 0],
         entropy_NM=_matrix(table, "entropy", n, 3)[..., 0],
@@ -174,9 +190,18 @@ def _column(table: pa.Table, name: str) -> np.ndarray:
     return table[name].to_numpy().astype(np.float64)
 
 
-def _item(image: LabelledImage) -> PoolItem:
-    # An image is known by its labels, whatever its set is called.
-    return PoolItem(f"{image.digest}/{image.name}", image.fingerprint)
+def _find_known(
+    store: Store, model: str, settings: str, images: Sequence[tuple[str, LabelledImage]]
+) -> set[PoolItem]:
+    """The items of images whose rows the store holds, made with these settings."""
+    items = list(dict.fromkeys(_item(image, settings) for _, image in images))
+    return set(items) - set(store.find_done(model, settings).pending(items))
+
+
+def _item(image: LabelledImage, settings: str) -> PoolItem:
+    # Known by its labels and pixels, wherever it lies; made in another way, it is another item beside this one.
+    made = hashlib.blake2b(settings.encode(), digest_size=4).hexdigest()
+    return PoolItem(f"{image.digest}/{made}/{image.name}", image.fingerprint)
 
 
 def _image_id(item: PoolItem) -> str:

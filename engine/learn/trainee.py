@@ -1,8 +1,9 @@
-"""A small model while it learns: one differentiable face for both packages, its warm start and its export."""
+"""A model while it learns: one differentiable face for both packages; warm start and export of the small ones."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 from engine.models.cache import compute_sha256
 from engine.models.decoder import box_corners
 from engine.models.nano import build_sam2_mini, build_sam_nano
+from schemas.records import TASKS
 
 _MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
@@ -20,21 +22,34 @@ class PromptedModel(nn.Module):
     """One differentiable face for both packages' models: `encode` views, then `decode` each view's prompts.
 
     A prompt is a dict with `points` (M,P,2) and `labels` (M,P), or None; `boxes` (M,4) or None; `masks`
-    (M,1,h,w) or None; all in view pixels.
+    (M,1,h,w) or None; all in pixels of the model's input. With `tasks` (M), places in `TASKS`, the task prompt is
+    added; the unspecified one stays zero.
+
+    Args:
+        net: a `segment_anything.modeling.Sam` or `sam2.modeling.sam2_base.SAM2Base`.
+        package: which of them, `segment-anything` or `sam2`.
+        task_prompt_4C: what the task prompt starts as; zeros if not given.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, net: Any, package: str, task_prompt_4C: torch.Tensor | None = None) -> None:
         super().__init__()
-        self.name = name
-        self.net: Any = build_sam_nano() if name == "sam-nano" else build_sam2_mini()
+        self.net = net
+        self.package = package
+        width = self.prompt_encoder.embed_dim
+        start = torch.zeros(len(TASKS), width) if task_prompt_4C is None else task_prompt_4C.detach().clone()
+        self.task_prompt = nn.Parameter(start)
 
     @property
     def image_size(self) -> int:
-        return self.net.image_size if self.name == "sam2-mini" else self.net.image_encoder.img_size
+        return self.net.image_size if self.package == "sam2" else self.net.image_encoder.img_size
 
     @property
     def prompt_encoder(self) -> Any:
-        return self.net.sam_prompt_encoder if self.name == "sam2-mini" else self.net.prompt_encoder
+        return self.net.sam_prompt_encoder if self.package == "sam2" else self.net.prompt_encoder
+
+    @property
+    def mask_decoder(self) -> Any:
+        return self.net.sam_mask_decoder if self.package == "sam2" else self.net.mask_decoder
 
     def encode(
         self, pixels_B3SS: torch.Tensor, valid: torch.Tensor
@@ -42,13 +57,16 @@ class PromptedModel(nn.Module):
         """Embedding BCss and high-resolution features (empty for SAM); padding is zero after normalisation."""
         mean, std = (pixels_B3SS.new_tensor(value).view(1, 3, 1, 1) for value in (_MEAN, _STD))
         x = (pixels_B3SS - mean) / std * valid
-        if self.name == "sam-nano":
+        if self.package != "sam2":
             return self.net.image_encoder(x), []
-        *fine, embedding = self.net.forward_image(x)["backbone_fpn"]
-        return embedding + self.net.no_mem_embed.view(1, -1, 1, 1), fine
+        levels = self.net.forward_image(x)["backbone_fpn"]
+        *fine, embedding = levels[-self.net.num_feature_levels :]
+        if self.net.directly_add_no_mem_embed:
+            embedding = embedding + self.net.no_mem_embed.view(1, -1, 1, 1)
+        return embedding, fine
 
     def decode(
-        self, embedding_1C: torch.Tensor, fine: list[torch.Tensor], prompt: dict
+        self, embedding_1C: torch.Tensor, fine: Sequence[torch.Tensor], prompt: dict
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Masks and IoU of all prompts of one image: logits M4hw, iou M4; 0 is the single mask, 1..3 the multimask outputs."""
         encoder = self.prompt_encoder
@@ -57,7 +75,7 @@ class PromptedModel(nn.Module):
         encoder.image_embedding_size, encoder.input_image_size = (side, side), (side * 16, side * 16)
         points = None if prompt["points"] is None else (prompt["points"], prompt["labels"])
         boxes = prompt["boxes"]
-        if self.name == "sam2-mini" and boxes is not None:
+        if self.package == "sam2" and boxes is not None:
             # As sam2's predictor prompts it: the corners are points, in front of the others.
             corners, labels = box_corners(boxes)
             points = (
@@ -68,12 +86,25 @@ class PromptedModel(nn.Module):
             boxes = None
         with torch.autocast(embedding_1C.device.type, enabled=False):
             sparse, dense = encoder(points=points, boxes=boxes, masks=prompt["masks"])
-        if self.name == "sam-nano":
-            return self.net.mask_decoder.predict_masks(embedding_1C, encoder.get_dense_pe(), sparse, dense)
-        logits, iou, _, _ = self.net.sam_mask_decoder.predict_masks(
-            embedding_1C, encoder.get_dense_pe(), sparse, dense, repeat_image=True, high_res_features=fine
+            if prompt.get("tasks") is not None:
+                tasks_M = prompt["tasks"]
+                vectors_MC = torch.where((tasks_M > 0)[:, None], self.task_prompt[tasks_M], 0.0)
+                dense = dense + vectors_MC[:, :, None, None]
+        decoder, position = self.mask_decoder, encoder.get_dense_pe()
+        if self.package != "sam2":
+            return decoder.predict_masks(embedding_1C, position, sparse, dense)
+        fine_or_none = list(fine) or None
+        logits, iou, _, _ = decoder.predict_masks(
+            embedding_1C, position, sparse, dense, repeat_image=True, high_res_features=fine_or_none
         )
         return logits, iou
+
+
+def small_model(name: str) -> PromptedModel:
+    """`sam-nano` or `sam2-mini` with random weights."""
+    if name == "sam-nano":
+        return PromptedModel(build_sam_nano(), "segment-anything")
+    return PromptedModel(build_sam2_mini(), "sam2")
 
 
 def warm_start(net: nn.Module, weights: Path) -> int:

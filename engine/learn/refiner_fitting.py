@@ -1,0 +1,192 @@
+"""Fitting a refiner: the model's own decoder, taught to redraw its masks as people drew them.
+
+SUM (Liu et al., NeurIPS 2024, appendix): the image encoder is frozen; given are the logits of one of the model's
+masks, its box and its point; the target is the human mask it is of.
+
+Shape suffixes: N pairs, h w mask grid, 2 x y, 4 box.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from engine.learn.data import LabelledImage
+from engine.learn.embedded import RecentlyUsed, input_scale, to_model
+from engine.learn.losses import dice_loss, focal_loss, mask_iou
+from engine.learn.refiner_pairs import LEAST_IOU, Pairs, make_pairs
+from engine.learn.trainee import PromptedModel
+from engine.models.segmenter import Segmenter
+from schemas.errors import ConfigError
+
+_OUTPUT = 0  # the decoder's single mask
+
+
+@dataclass(frozen=True)
+class RefinerSettings:
+    """How a refiner is fitted.
+
+    Attributes:
+        steps: updates; each shows `images` images with at most `masks` pairs each.
+        rate: of AdamW, falling to zero along a cosine.
+        objects: of an image, at most, evenly drawn.
+        points: of an object: the central one, then random ones.
+        check_every: steps between looks at the held-out groups; the best of them is what is kept.
+        seed: of all draws.
+        most_bytes: of embeddings and pairs kept in memory; what does not fit is made again.
+    """
+
+    steps: int = 500
+    images: int = 4
+    masks: int = 8
+    rate: float = 2e-4
+    objects: int = 20
+    points: int = 2
+    check_every: int = 50
+    seed: int = 0
+    most_bytes: int = 4 << 30
+
+
+@dataclass(frozen=True)
+class RefinerFit:
+    """A fitted refiner: its weights by the model's names, and what it does to held-out groups' masks.
+
+    Attributes:
+        weights: state of the model's `decoder_modules`.
+        iou_before, iou_after: mean IoU with the human masks on the mask grid, of the model and of the refiner.
+        pairs, held_pairs: how many it was fitted to, and how many these figures are of.
+        steps: after how many it was best.
+    """
+
+    weights: dict[str, torch.Tensor]
+    iou_before: float
+    iou_after: float
+    pairs: int
+    held_pairs: int
+    steps: int
+
+
+def fit_refiner(
+    segmenter: Segmenter,
+    images: Sequence[LabelledImage],
+    settings: RefinerSettings,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> RefinerFit:
+    """Fit a refiner of a model to labelled images; a seventh of the groups says when it is best.
+
+    Args:
+        segmenter: whose masks are redrawn.
+        images: that may be learnt from.
+        settings: how.
+        progress: called with (what is done, steps done, steps in all).
+
+    Raises:
+        ConfigError: fewer than two groups, or no mask of the model is near enough to a human one.
+    """
+    rng = np.random.default_rng([settings.seed, 4])
+    groups = sorted({image.group for image in images})
+    if len(groups) < 2:
+        raise ConfigError(
+            "A refiner needs images of two groups at least: one to learn from, one to judge by."
+        )
+    held = set(rng.permutation(groups)[: max(1, round(len(groups) / 7))].tolist())
+
+    def make(i: int) -> Pairs:
+        return make_pairs(
+            segmenter, images[i], objects=settings.objects, points=settings.points, seed=settings.seed
+        )
+
+    pairs = RecentlyUsed(make, lambda of: of.bytes, settings.most_bytes)
+    counts = []
+    for i in range(len(images)):
+        counts.append(len(pairs[i]))
+        if progress:
+            progress("masking labelled images", i + 1, len(images))
+    usable = [i for i, image in enumerate(images) if counts[i] and image.group not in held]
+    judges = [i for i, image in enumerate(images) if counts[i] and image.group in held]
+    if not usable or not judges:
+        raise ConfigError(
+            f"{segmenter.model_id} comes near too few of the human masks (IoU {LEAST_IOU}) to learn from its "
+            "masks. Give more labelled images, or take a model that knows such images better."
+        )
+    trainee = PromptedModel(deepcopy(segmenter.model), segmenter.package).to(segmenter.device)
+    modules = [trainee.prompt_encoder, trainee.mask_decoder]
+    parameters = [p.requires_grad_() for module in modules for p in module.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=settings.rate, weight_decay=0.01)
+    before, after = _judge(trainee, segmenter, pairs, judges)
+    best = (after, 0, _state(segmenter, trainee))
+    for step in range(settings.steps):
+        for group in optimizer.param_groups:
+            warm = min(1.0, (step + 1) / 50)
+            group["lr"] = settings.rate * warm * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+        draw = np.random.default_rng([settings.seed, 5, step])
+        chosen = draw.choice(usable, settings.images)
+        optimizer.zero_grad(set_to_none=True)
+        for i in chosen.tolist():
+            of = pairs[i]
+            some_N = draw.permutation(len(of))[: settings.masks]
+            logits_N1hw = _redraw(trainee, segmenter, of, some_N)
+            target_N1hw = torch.from_numpy(of.target_Nhw[some_N])[:, None].to(segmenter.device)
+            loss = 20 * focal_loss(logits_N1hw, target_N1hw) + dice_loss(logits_N1hw, target_N1hw)
+            (loss.mean() / len(chosen)).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        done = step + 1
+        if done % settings.check_every == 0 or done == settings.steps:
+            _, after = _judge(trainee, segmenter, pairs, judges)
+            if after > best[0]:
+                best = (after, done, _state(segmenter, trainee))
+        if progress:
+            progress(f"fitting, held-out IoU {before:.3f} → {best[0]:.3f}", done, settings.steps)
+    return RefinerFit(
+        best[2],
+        before,
+        best[0],
+        sum(counts[i] for i in usable),
+        sum(counts[i] for i in judges),
+        best[1],
+    )
+
+
+def _redraw(trainee: PromptedModel, segmenter: Segmenter, pairs: Pairs, some_N: np.ndarray) -> torch.Tensor:
+    """The refiner's logits for some pairs of an image, N1hw."""
+    device = segmenter.device
+    scale_2 = input_scale(segmenter, pairs.embedding.image_sizes[0])
+    features, fine = to_model(pairs.embedding, device)
+    prompt = {
+        "points": torch.from_numpy(pairs.points_N2[some_N] * scale_2)[:, None].to(device),
+        "labels": torch.ones(len(some_N), 1, dtype=torch.int64, device=device),
+        "boxes": torch.from_numpy(pairs.boxes_N4[some_N] * np.tile(scale_2, 2)).to(device),
+        "masks": pairs.logits_Nhw[some_N, None].float().to(device),
+    }
+    with torch.autocast("cuda", torch.bfloat16, enabled=segmenter.precision == "bf16"):
+        logits_N4hw, _ = trainee.decode(features, fine, prompt)
+    return logits_N4hw[:, _OUTPUT : _OUTPUT + 1].float()
+
+
+@torch.no_grad()
+def _judge(
+    trainee: PromptedModel, segmenter: Segmenter, pairs: RecentlyUsed[Pairs], images: Sequence[int]
+) -> tuple[float, float]:
+    """Mean IoU with the human masks before and after redrawing."""
+    before, after = [], []
+    for i in images:
+        of = pairs[i]
+        some_N = np.linspace(0, len(of) - 1, min(len(of), 16)).round().astype(int)
+        target_N1hw = torch.from_numpy(of.target_Nhw[some_N])[:, None]
+        threshold = segmenter.mask_threshold
+        before.append(mask_iou(of.logits_Nhw[some_N, None].float() - threshold, target_N1hw))
+        after.append(mask_iou(_redraw(trainee, segmenter, of, some_N).cpu() - threshold, target_N1hw))
+    return float(torch.cat(before).mean()), float(torch.cat(after).mean())
+
+
+def _state(segmenter: Segmenter, trainee: PromptedModel) -> dict[str, torch.Tensor]:
+    """The decoder's weights by the model's own names, copied to the CPU."""
+    state = trainee.net.state_dict()
+    starts = tuple(f"{name}." for name in segmenter.decoder_modules)
+    return {name: value.detach().cpu().clone() for name, value in state.items() if name.startswith(starts)}
