@@ -11,6 +11,8 @@ import typer
 from flows.evaluate_commands import evaluate
 from flows.head_commands import fit_heads
 from flows.label_command import label
+from flows.map_commands import evaluate_maps, show
+from flows.refiner_command import fit_refiner
 from flows.store_commands import compact, export, query, sheet
 from schemas.errors import GapmapError
 
@@ -22,8 +24,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-for _command in (label, query, export, compact, sheet, fit_heads):
+for _command in (label, query, export, compact, sheet, show, fit_heads, fit_refiner):
     app.command()(_command)
+evaluate.command(name="maps")(evaluate_maps)
 app.add_typer(evaluate)
 
 

@@ -24,11 +24,6 @@ _WORDS = {
 }
 
 
-@evaluate.callback()
-def _group() -> None:
-    """Keeps `uncertainty` a command of its own, for more will stand beside it."""
-
-
 @evaluate.command()
 def uncertainty(
     data: DataOption = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -63,3 +64,42 @@ class PoolSettings(_Settings):
     max_file_bytes: int = Field(
         2_000_000_000, ge=1, description="larger files become a row with error_kind too_large"
     )
+
+
+class FinetuneSettings(_Settings):
+    """Uncertainty-aware fine-tuning (SUM, Liu et al., NeurIPS 2024); what differs from the paper's values says why."""
+
+    train: Literal["decoder", "all", "adapters"] = Field(
+        "decoder",
+        description="what learns: prompt encoder and mask decoder (few labels), everything (as in the paper), or low-rank "
+        "adapters everywhere",
+    )
+    steps: int = Field(300, ge=1, description="updates, at most (paper: 6000)")
+    images: int = Field(4, ge=1, description="images of an update, over all processes (paper: 40)")
+    masks: int = Field(8, ge=1, description="masks of an image in an update, at most (paper: 30)")
+    rounds: int = Field(
+        7, ge=1, description="rounds of prompts: one to begin, corrections, one without a new prompt"
+    )
+    rate: float = Field(1e-4, gt=0, description="learning rate of AdamW (paper: 1e-5, for everything)")
+    decay: float = Field(0.01, ge=0, description="weight decay")
+    layer_decay: float = Field(
+        0.8, gt=0, le=1, description="the rate falls by this factor with each encoder block below the last"
+    )
+    rank: int = Field(8, ge=1, description="rank of the adapters")
+    human_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="share of the images of an update that people labelled (paper: half, or two thirds)",
+    )
+    certain: float = Field(
+        0.6, ge=0, le=1, description="certainty above which a pixel counts in the dice loss"
+    )
+    uncertainty_loss: bool = Field(True, description="weigh the losses of pseudo-labels by certainty")
+    uncertainty_sampling: bool = Field(True, description="draw the points of pseudo-labels by certainty")
+    task_prompt: Literal["first", "every", "none"] = Field(
+        "first", description="in which rounds the task of a human mask is told"
+    )
+    check_every: int = Field(50, ge=1, description="updates between looks at the held-out groups")
+    patience: int = Field(4, ge=1, description="looks without gain after which it ends early")
+    seed: int = Field(0, description="of all draws")

@@ -8,14 +8,17 @@ Shape suffixes: N pairs, h w mask grid, 2 x y, 4 box.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from engine.learn.checkpoints import load_checkpoint, save_checkpoint
 from engine.learn.data import LabelledImage
 from engine.learn.embedded import RecentlyUsed, input_scale, to_model
 from engine.learn.losses import dice_loss, focal_loss, mask_iou
@@ -75,6 +78,8 @@ def fit_refiner(
     segmenter: Segmenter,
     images: Sequence[LabelledImage],
     settings: RefinerSettings,
+    *,
+    checkpoint: Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> RefinerFit:
     """Fit a refiner of a model to labelled images; a seventh of the groups says when it is best.
@@ -83,6 +88,7 @@ def fit_refiner(
         segmenter: whose masks are redrawn.
         images: that may be learnt from.
         settings: how.
+        checkpoint: file that a killed run goes on from; it is written whenever the held-out groups are looked at.
         progress: called with (what is done, steps done, steps in all).
 
     Raises:
@@ -120,7 +126,14 @@ def fit_refiner(
     optimizer = torch.optim.AdamW(parameters, lr=settings.rate, weight_decay=0.01)
     before, after = _judge(trainee, segmenter, pairs, judges)
     best = (after, 0, _state(segmenter, trainee))
-    for step in range(settings.steps):
+    identity = _identify(segmenter, images, settings)
+    first = 0
+    saved = load_checkpoint(checkpoint, identity, segmenter.device) if checkpoint else None
+    if saved:
+        trainee.net.load_state_dict(saved["weights"], strict=False)
+        optimizer.load_state_dict(saved["optimizer"])
+        first, best = saved["step"], (saved["best_iou"], saved["best_step"], saved["best"])
+    for step in range(first, settings.steps):
         for group in optimizer.param_groups:
             warm = min(1.0, (step + 1) / 50)
             group["lr"] = settings.rate * warm * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
@@ -141,6 +154,10 @@ def fit_refiner(
             _, after = _judge(trainee, segmenter, pairs, judges)
             if after > best[0]:
                 best = (after, done, _state(segmenter, trainee))
+            if checkpoint:
+                state = {"step": done, "best_iou": best[0], "best_step": best[1], "best": best[2]}
+                state |= {"weights": _state(segmenter, trainee), "optimizer": optimizer.state_dict()}
+                save_checkpoint(checkpoint, identity, state)
         if progress:
             progress(f"fitting, held-out IoU {before:.3f} → {best[0]:.3f}", done, settings.steps)
     return RefinerFit(
@@ -183,6 +200,12 @@ def _judge(
         before.append(mask_iou(of.logits_Nhw[some_N, None].float() - threshold, target_N1hw))
         after.append(mask_iou(_redraw(trainee, segmenter, of, some_N).cpu() - threshold, target_N1hw))
     return float(torch.cat(before).mean()), float(torch.cat(after).mean())
+
+
+def _identify(segmenter: Segmenter, images: Sequence[LabelledImage], settings: RefinerSettings) -> str:
+    """All that decides the result; how much memory may be used does not."""
+    chosen = {key: value for key, value in asdict(settings).items() if key != "most_bytes"}
+    return json.dumps([segmenter.model_id, chosen, [image.digest for image in images]])
 
 
 def _state(segmenter: Segmenter, trainee: PromptedModel) -> dict[str, torch.Tensor]:

@@ -1,0 +1,41 @@
+"""Checkpoints of a run: written whole or not at all, and gone on with only by the very run that wrote them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from schemas.errors import ConfigError
+
+
+def save_checkpoint(path: Path, identity: str, state: dict[str, Any]) -> None:
+    """Write tensors, numbers and texts; killed meanwhile, the one before stays.
+
+    Args:
+        path: the file; its folder is made.
+        identity: everything that decides the run's result, as text.
+        state: what the run needs to go on.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(path.name + ".new")
+    torch.save({"identity": identity, **state}, new)
+    new.replace(path)
+
+
+def load_checkpoint(path: Path, identity: str, device: torch.device) -> dict[str, Any] | None:
+    """What a run has saved, on a device; None if it has not.
+
+    Raises:
+        ConfigError: the file is another run's.
+    """
+    if not path.exists():
+        return None
+    saved = torch.load(path, weights_only=True, map_location=device)
+    if saved.pop("identity", None) != identity:
+        raise ConfigError(
+            f"{path} is the checkpoint of another run: other data, settings or weights. Go on with those, or remove "
+            "the file to begin anew."
+        )
+    return saved

@@ -1,0 +1,186 @@
+"""Uncertainty-aware fine-tuning: masks of people and the model's own, in interactive rounds.
+
+SUM (Liu et al., NeurIPS 2024). In several processes (started by torchrun) each takes its share of every update's
+images and the gradients are summed, so that the result is that of one process. An update's draws depend on the
+seed and its number alone: a run that was killed ends as an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import distributed
+
+from engine.learn.checkpoints import load_checkpoint, save_checkpoint
+from engine.learn.learnable import learnt_state, make_learner, parameter_groups, whole_weights
+from engine.learn.lessons import Lessons
+from engine.learn.training_images import TrainingImage
+from engine.models.segmenter import Segmenter
+from schemas.errors import ConfigError
+from schemas.settings import FinetuneSettings
+
+_WARM_UP = 20
+_JUDGED_IMAGES = 24
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """What came of it.
+
+    Attributes:
+        weights: all of the model's, by the package's names.
+        task_prompt_4C: what is added for each task; None where none was taught.
+        step: after how many updates the held-out groups were told best; these are the weights of then.
+        history: of each look at them: `step`, `loss`, `iou` on them.
+    """
+
+    weights: dict[str, torch.Tensor]
+    task_prompt_4C: torch.Tensor | None
+    step: int
+    history: list[dict[str, float]]
+
+
+def finetune(
+    segmenter: Segmenter,
+    human: Sequence[TrainingImage],
+    pseudo: Sequence[TrainingImage],
+    settings: FinetuneSettings,
+    *,
+    checkpoint: Path | None = None,
+    progress: Callable[[int, int, dict[str, float]], None] | None = None,
+) -> Finetuned:
+    """Teach a model what people labelled, and what it knew already.
+
+    A seventh of the human groups is held out: it says which weights are best, and when to stop.
+
+    Args:
+        segmenter: the model to begin with; it is left as it is.
+        human: masks of people.
+        pseudo: the model's own masks with their maps.
+        settings: how.
+        checkpoint: file that a killed run goes on from.
+        progress: called with (updates done, updates in all, the latest look at the held-out groups).
+
+    Raises:
+        ConfigError: there is nothing to learn from, or the checkpoint is another run's.
+    """
+    rank, world = (distributed.get_rank(), distributed.get_world_size()) if _is_distributed() else (0, 1)
+    fit, held = _hold_out(human, settings.seed)
+    sources = {True: fit, False: list(pseudo)}
+    if not fit and not pseudo:
+        raise ConfigError("There is nothing to learn from: no masks of people, and none of the model's own.")
+    model = make_learner(segmenter, settings)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, settings), lr=settings.rate, weight_decay=settings.decay
+    )
+    lessons = Lessons(segmenter, model, settings)
+    identity = _identify(segmenter, human, pseudo, settings)
+    first, history = 0, [{"step": 0.0, "loss": 0.0, "iou": lessons.judge(held)}]
+    best: dict[str, Any] = {"iou": history[0]["iou"], "step": 0, "state": learnt_state(model)}
+    saved = load_checkpoint(checkpoint, identity, segmenter.device) if checkpoint else None
+    if saved:
+        model.load_state_dict(saved["state"], strict=False)
+        optimizer.load_state_dict(saved["optimizer"])
+        first, history, best = saved["step"], saved["history"], saved["best"]
+    total = torch.zeros((), device=segmenter.device)
+    for step in range(first, settings.steps):
+        if _gave_up(history, settings.patience):
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = settings.rate * group["share"] * _schedule(step, settings.steps)
+        optimizer.zero_grad(set_to_none=True)
+        for place, image in enumerate(_draw_images(sources, settings, step)):
+            if place % world == rank:
+                rng = np.random.default_rng([settings.seed, 21, step, place])
+                total += lessons.teach(image, rng, 1 / settings.images)
+        _share_gradients(optimizer)
+        torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
+        optimizer.step()
+        done = step + 1
+        if done % settings.check_every == 0 or done == settings.steps:
+            if _is_distributed():
+                distributed.all_reduce(total)
+            looked = {
+                "step": float(done),
+                "loss": float(total) / (done - int(history[-1]["step"])),
+                "iou": lessons.judge(held),
+            }
+            total.zero_()
+            history.append(looked)
+            if not held or looked["iou"] > best["iou"]:
+                best = {"iou": looked["iou"], "step": done, "state": learnt_state(model)}
+            if checkpoint and rank == 0:
+                state = {"step": done, "history": history, "best": best, "state": learnt_state(model)}
+                save_checkpoint(checkpoint, identity, {**state, "optimizer": optimizer.state_dict()})
+        if progress:
+            progress(done, settings.steps, history[-1])
+    model.load_state_dict(best["state"], strict=False)
+    task_prompt = (
+        model.task_prompt.detach().cpu() if settings.task_prompt != "none" else segmenter.task_prompt_4C
+    )
+    return Finetuned(whole_weights(model), task_prompt, int(best["step"]), history)
+
+
+def _hold_out(human: Sequence[TrainingImage], seed: int) -> tuple[list[TrainingImage], list[TrainingImage]]:
+    """(fitted to, held out): a seventh of the groups, or none where there are fewer than four."""
+    groups = sorted({image.group for image in human})
+    count = max(1, round(len(groups) / 7)) if len(groups) >= 4 else 0
+    held = set(np.random.default_rng([seed, 20]).permutation(groups)[:count].tolist())
+    judged = [image for image in human if image.group in held]
+    return [image for image in human if image.group not in held], judged[:_JUDGED_IMAGES]
+
+
+def _draw_images(
+    sources: dict[bool, list[TrainingImage]], settings: FinetuneSettings, step: int
+) -> list[TrainingImage]:
+    """The images of an update: of people and of the model in the asked proportion, as far as there are any."""
+    rng = np.random.default_rng([settings.seed, 22, step])
+    wanted = settings.images * settings.human_share
+    humans = int(wanted) + int(rng.random() < wanted % 1)
+    if not sources[True] or not sources[False]:
+        humans = settings.images if sources[True] else 0
+    kinds = [True] * humans + [False] * (settings.images - humans)
+    return [sources[kind][int(rng.integers(len(sources[kind])))] for kind in kinds]
+
+
+def _share_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Sum of all processes' gradients, in every process."""
+    if not _is_distributed():
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            distributed.all_reduce(parameter.grad)
+
+
+def _is_distributed() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def _gave_up(history: list[dict[str, float]], patience: int) -> bool:
+    """Whether the last looks brought nothing; without held-out groups, never."""
+    ious = [looked["iou"] for looked in history]
+    return ious[0] > 0 and len(ious) > patience and max(ious[-patience:]) <= max(ious[:-patience])
+
+
+def _schedule(step: int, steps: int) -> float:
+    return min(1.0, (step + 1) / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def _identify(
+    segmenter: Segmenter,
+    human: Sequence[TrainingImage],
+    pseudo: Sequence[TrainingImage],
+    settings: FinetuneSettings,
+) -> str:
+    """All that decides the result."""
+    data = [[image.key, len(image.masks)] for image in (*human, *pseudo)]
+    return json.dumps([segmenter.model_id, settings.model_dump(), data])

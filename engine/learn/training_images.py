@@ -1,0 +1,175 @@
+"""What fine-tuning learns from: masks of people, and the model's own with their uncertainty maps, as one kind of record.
+
+Shape suffixes: M masks, h w mask grid, H W image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from engine.learn.data import LabelledImage
+from engine.learn.embedded import shrink_masks
+from engine.masks.map_crop import MapCrop
+from engine.masks.rle import decode_rle
+from engine.models.segmenter import Segmenter
+from engine.pool import read_image
+from schemas.errors import ConfigError
+from schemas.records import TASKS, PoolItem
+from schemas.settings import PoolSettings
+
+if TYPE_CHECKING:
+    from engine.store import Store
+
+# A mask of fewer cells of the grid has no shape that could be learnt.
+_LEAST_CELLS = 4
+
+_PSEUDO_LABELS = """
+    SELECT i.image_id, i.uri, i.fingerprint, m.mask_id, m.rle, m.height, m.width,
+           p.x0 AS map_x0, p.y0 AS map_y0, p.x1 AS map_x1, p.y1 AS map_y1, p.rows, p.columns, p.values
+    FROM (SELECT image_id, min(uri) AS uri, arg_min(fingerprint, uri) AS fingerprint
+          FROM images WHERE model = $1 GROUP BY image_id) i
+    JOIN (SELECT * FROM masks WHERE model = $1 AND uncertainty <= $2
+          QUALIFY row_number() OVER (PARTITION BY image_id ORDER BY uncertainty, mask_id) <= $3) m USING (image_id)
+    LEFT JOIN (SELECT * FROM maps WHERE model = $1) p USING (mask_id, image_id)
+    ORDER BY i.image_id, m.mask_id
+"""
+
+
+@dataclass(frozen=True)
+class TrainingMask:
+    """One mask: COCO run lengths, its task (place in `TASKS`), and its uncertainty; None for a mask of a person."""
+
+    counts: str
+    size: tuple[int, int]
+    task: int
+    uncertainty: MapCrop | None = None
+
+    def decode(self) -> np.ndarray:
+        """bool HW."""
+        return decode_rle([self.counts], *self.size)[0]
+
+
+@dataclass(frozen=True)
+class TrainingImage:
+    """An image with masks; `load` gives uint8 HW3 RGB. Images of one `group` are never split.
+
+    Attributes:
+        key: the same image and masks have the same, wherever they lie.
+        human: whether people drew the masks.
+    """
+
+    key: str
+    group: str
+    human: bool
+    masks: tuple[TrainingMask, ...]
+    load: Callable[[], np.ndarray] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class MaskTargets:
+    """Masks of one image on the model's grid: share covered 0..1, certainty 0..1 and task of each."""
+
+    share_Mhw: np.ndarray
+    certainty_Mhw: np.ndarray
+    task_M: np.ndarray
+
+    @property
+    def bytes(self) -> int:
+        """Memory that they take."""
+        return self.share_Mhw.nbytes + self.certainty_Mhw.nbytes
+
+
+def human_images(images: Iterable[LabelledImage]) -> list[TrainingImage]:
+    """Labelled images to learn from; masks without a pixel are left out, and so are images without a mask."""
+    made = []
+    for image in images:
+        masks = []
+        for mask in image.masks:
+            plain = mask.plain_rle
+            if mask.area:
+                size = plain["size"]
+                task = TASKS.index(mask.task) if mask.task in TASKS else 0
+                masks.append(TrainingMask(str(plain["counts"]), (size[0], size[1]), task))  # type: ignore[index]
+        if masks:
+            made.append(TrainingImage(image.digest, image.group, True, tuple(masks), image.load))
+    return made
+
+
+def pseudo_labelled_images(
+    store: Store, model: str, *, most_uncertain: float = 1.0, masks: int = 30
+) -> list[TrainingImage]:
+    """Images of a store with a model's own masks and their maps.
+
+    Args:
+        model: `name@version` that made the masks.
+        most_uncertain: masks of a higher `uncertainty` are left out.
+        masks: of an image, at most; the least uncertain ones.
+
+    Raises:
+        ConfigError: the store holds no such masks, or they have no maps.
+    """
+
+    def read(snapshot: Any) -> list[dict[str, Any]]:
+        found = snapshot.con.sql(_PSEUDO_LABELS, params=[model, most_uncertain, masks])
+        return found.to_arrow_table().to_pylist()
+
+    by_image: dict[str, list[dict[str, Any]]] = {}
+    for row in store.read(read):
+        by_image.setdefault(row["image_id"], []).append(row)
+    if not by_image:
+        raise ConfigError(
+            f"The store {store.files.label} holds no masks of {model} to learn from. Label a pool with it: gapmap label"
+        )
+    made = []
+    for image_id, rows in by_image.items():
+        found = [TrainingMask(row["rle"], (row["height"], row["width"]), 0, _read_map(row)) for row in rows]
+        if any(mask.uncertainty is None for mask in found):
+            raise ConfigError(
+                f"Masks of {model} in {store.files.label} have no uncertainty maps: they were labelled with --maps none. "
+                "Label the pool again with maps."
+            )
+        load = _PoolLoader(PoolItem(rows[0]["uri"], rows[0]["fingerprint"]), image_id)
+        made.append(TrainingImage(image_id, image_id, False, tuple(found), load))
+    return made
+
+
+def draw_targets(segmenter: Segmenter, image: TrainingImage) -> MaskTargets:
+    """An image's masks on the model's grid; those that are too small to be seen there are left out."""
+    shares_Mhw = shrink_masks(segmenter, [mask.decode() for mask in image.masks])
+    seen = np.flatnonzero((shares_Mhw > 0.5).sum((1, 2)) >= _LEAST_CELLS)
+    certainty_Mhw = np.ones((len(seen), *shares_Mhw.shape[1:]), np.float16)
+    for place, index in enumerate(seen.tolist()):
+        mask = image.masks[index]
+        if mask.uncertainty is not None:
+            height, width = mask.size
+            rows, columns = segmenter.mask_extent(mask.size)
+            side = segmenter.grid_size
+            frame = (0.0, 0.0, width * side / columns, height * side / rows)
+            certainty_Mhw[place] = 1 - mask.uncertainty.sample(frame, (side, side))
+    tasks = np.array([image.masks[i].task for i in seen.tolist()], np.int64)
+    return MaskTargets(shares_Mhw[seen].astype(np.float16), certainty_Mhw, tasks)
+
+
+def _read_map(row: dict[str, Any]) -> MapCrop | None:
+    if row["values"] is None:
+        return None
+    values = np.frombuffer(row["values"], np.uint8).reshape(row["rows"], row["columns"])
+    return MapCrop((row["map_x0"], row["map_y0"], row["map_x1"], row["map_y1"]), values)
+
+
+@dataclass(frozen=True)
+class _PoolLoader:
+    """Reads an image of the pool, and makes sure that it is the one that was labelled."""
+
+    item: PoolItem
+    image_id: str
+
+    def __call__(self) -> np.ndarray:
+        image = read_image(self.item, PoolSettings())
+        if image.image_id != self.image_id:
+            raise ConfigError(f"{self.item.uri} was replaced since it was labelled. Label the pool again.")
+        return image.pixels

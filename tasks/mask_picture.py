@@ -1,0 +1,103 @@
+"""One mask of a store as a picture: its image, the mask and its uncertainty map."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import numpy as np
+
+from schemas.errors import ConfigError, ImageError
+from schemas.records import PoolItem
+from schemas.settings import PoolSettings
+
+if TYPE_CHECKING:
+    from engine.store import Store
+
+_MASK = """
+    SELECT m.mask_id, m.image_id, m.model, m.rle, m.height, m.width, m.area, m.uncertainty, m.sam_score,
+           m.predicted_iou, m.map_mean, m.map_uncertain, m.map_source, i.uri, i.fingerprint
+    FROM masks m JOIN images i ON i.image_id = m.image_id AND i.model = m.model
+    WHERE starts_with(m.mask_id, '{mask_id}') ORDER BY m.mask_id, i.uri LIMIT 50
+"""
+_MAP = """SELECT * FROM maps WHERE mask_id = '{mask_id}' AND model = '{model}' AND image_id = '{image_id}' LIMIT 1"""
+
+
+def draw_mask_picture(store: Store, mask_id: str, out: Path | None = None) -> Path:
+    """Write the picture of a mask as a PNG; returns its path.
+
+    Args:
+        mask_id: its first digits are enough, if no other mask has them.
+        out: the file; MASK_ID.png if not given.
+
+    Raises:
+        ConfigError: no mask or several have these digits, its image is not there as it was labelled, or `out` cannot be
+            written.
+    """
+    from engine.masks.rle import decode_rle
+    from engine.pool import read_image
+    from engine.report.map_plots import draw_mask
+
+    row = _find_mask(store, mask_id)
+    path = out or Path(f"{row['mask_id']}.png")
+    if path.suffix.lower() != ".png" or not path.absolute().parent.is_dir():
+        raise ConfigError(f"{path} is no PNG in a folder that is there. Write for example --out mask.png")
+    name = Path(row["uri"]).name
+    try:
+        image = read_image(PoolItem(row["uri"], row["fingerprint"]), PoolSettings())
+    except ImageError as error:
+        raise ConfigError(f"{name} cannot be opened: {error}") from None
+    if image.image_id != row["image_id"]:
+        raise ConfigError(
+            f"{name} was replaced since it was labelled. Label it again, then show the new mask."
+        )
+    mask_HW = decode_rle([row["rle"]], row["height"], row["width"])[0]
+    map_HW = _read_map(store, row)
+    predicted = "" if row["predicted_iou"] is None else f", predicted IoU {row['predicted_iou']:.2f}"
+    unsure = (
+        f"uncertain: {row['map_uncertain']:.0%} of it, mean {row['map_mean']:.2f} (by {row['map_source']})"
+        if map_HW is not None
+        else "no uncertainty map: labelled with --maps none"
+    )
+    lines = (name, f"{row['area']} px, SamScore {row['sam_score']:.2f}{predicted}", unsure)
+    page = draw_mask(image.pixels, mask_HW, map_HW, f"{row['mask_id']}   {row['model']}", lines)
+    part = path.with_name(f".{path.stem}-{uuid4().hex}.png")
+    try:
+        page.save(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _find_mask(store: Store, mask_id: str) -> dict[str, Any]:
+    if not re.fullmatch("[0-9a-f]{1,32}", mask_id):
+        raise ConfigError(
+            f'{mask_id!r} is no mask_id: those are hex digits. Look some up: gapmap query "FROM masks"'
+        )
+    found = store.query(_MASK.format(mask_id=mask_id)).to_pylist()
+    if not found:
+        raise ConfigError(f"The store {store.files.label} has no mask {mask_id}…")
+    ids = sorted({row["mask_id"] for row in found})
+    if len(ids) > 1:
+        raise ConfigError(f"Several masks begin with {mask_id}: {', '.join(ids[:3])} … Give more digits.")
+    return found[0]
+
+
+def _read_map(store: Store, row: dict[str, Any]) -> np.ndarray | None:
+    from engine.masks.map_crop import MapCrop
+
+    if row["map_source"] is None:
+        return None
+    found = store.query(
+        _MAP.format(**{key: str(row[key]).replace("'", "''") for key in ("mask_id", "model", "image_id")})
+    )
+    for of in found.to_pylist():
+        values = np.frombuffer(of["values"], np.uint8).reshape(of["rows"], of["columns"])
+        height, width = row["height"], row["width"]
+        return MapCrop((of["x0"], of["y0"], of["x1"], of["y1"]), values).sample(
+            (0, 0, width, height), (height, width)
+        )
+    return None

@@ -1,0 +1,241 @@
+"""Fine-tuning: certain pixels teach, people's tasks are told, nothing is lost in a kill, and processes share the work."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from engine.learn.data import scene_images
+from engine.learn.finetuning import Finetuned, finetune
+from engine.learn.losses import dice_loss, focal_loss
+from engine.learn.prompt_rounds import PromptDrawer, Taught
+from engine.learn.training_images import TrainingImage, draw_targets, human_images
+from engine.masks.map_crop import MapCrop
+from engine.models.loading import load_segmenter
+from engine.models.segmenter import Segmenter
+from schemas.errors import ConfigError
+from schemas.settings import FinetuneSettings
+
+ROOT = Path(__file__).parents[1]
+REFERENCE = ROOT.parent / "shared" / "reference" / "sum_losses.npz"
+TINY = FinetuneSettings(steps=4, images=2, masks=2, rounds=3, check_every=2, rate=1e-3)
+
+
+@pytest.fixture(scope="module", params=["sam-nano", "sam2-mini"])
+def segmenter(request: pytest.FixtureRequest) -> Segmenter:
+    return load_segmenter(request.param, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def human() -> list[TrainingImage]:
+    return human_images(scene_images(range(960_000, 960_005), 128))
+
+
+@pytest.fixture(scope="module")
+def pseudo(human: list[TrainingImage]) -> list[TrainingImage]:
+    """The same scenes as if the model had made the masks: the left half of each map is unsure."""
+    unsure = np.zeros((32, 32), np.uint8)
+    unsure[:, :16] = 255
+    made = []
+    for image in human[:3]:
+        masks = tuple(
+            type(mask)(mask.counts, mask.size, 0, MapCrop((0, 0, 128, 128), unsure)) for mask in image.masks
+        )
+        made.append(TrainingImage(f"pool-{image.key}", image.group, False, masks, image.load))
+    return made
+
+
+@pytest.mark.skipif(
+    not REFERENCE.exists(), reason="the published code's values lie beside this checkout only"
+)
+def test_losses_are_those_of_the_published_code() -> None:
+    values = {name: torch.from_numpy(value) for name, value in np.load(REFERENCE).items()}
+    logits, target, certainty = values["logits"], values["target"], 1 - values["uncertainty"]
+    assert torch.allclose(focal_loss(logits, target)[:, 0], values["focal_none_map_zero"], atol=1e-6)
+    assert torch.allclose(focal_loss(logits, target, certainty)[:, 0], values["focal_map"], atol=1e-6)
+    assert torch.allclose(dice_loss(logits, target)[:, 0], values["dice_no_map"], atol=1e-6)
+    for cut in (0.5, 0.6):
+        loss = dice_loss(logits, target, certainty > cut)[:, 0]
+        assert torch.allclose(loss, values[f"dice_map_certainty_gt_{cut}"], atol=1e-6)
+
+
+def test_points_of_pseudo_labels_lie_where_the_map_is_certain() -> None:
+    share = torch.zeros(1, 1, 32, 32)
+    share[..., 8:24, 8:24] = 1
+    certainty = torch.zeros_like(share)
+    certainty[..., 16:] = 1
+    taught = Taught(share, certainty, torch.zeros(1, dtype=torch.int64))
+    drawn, anywhere = [], []
+    for seed in range(30):
+        for settings, points in (
+            (TINY, drawn),
+            (TINY.model_copy(update={"uncertainty_sampling": False}), anywhere),
+        ):
+            drawer = PromptDrawer(taught, 4, settings, np.random.default_rng(seed))
+            points.append(drawer.first(point=True)["points"][0, 0])  # type: ignore[index]
+    x, y = torch.stack(drawn).T
+    assert x.min() > 63
+    assert x.max() < 96
+    assert 31 < y.min() < 40
+    assert torch.stack(anywhere)[:, 0].min() < 60
+    drawer = PromptDrawer(taught, 4, TINY, np.random.default_rng(0))
+    first = drawer.first(point=True)
+    wrong_left = -torch.ones_like(share)
+    wrong_left[..., 16:] = torch.where(share > 0, 1.0, -1.0)[..., 16:]
+    again = drawer.correct(wrong_left)
+    points, labels = again["points"], again["labels"]
+    assert points is not None
+    assert labels is not None
+    assert first["points"] is not None
+    assert torch.equal(points[:, 1], first["points"][:, 0]), (
+        "no certain error is left: the last point once more"
+    )
+    assert torch.equal(labels, torch.ones(1, 2, dtype=torch.int64))
+
+
+def test_the_task_is_told_in_the_first_round_of_peoples_masks_alone() -> None:
+    share = torch.ones(1, 1, 8, 8)
+    entity = torch.tensor([2])
+
+    def told(settings: FinetuneSettings, certainty: torch.Tensor | None) -> list[bool]:
+        drawer = PromptDrawer(Taught(share, certainty, entity), 4, settings, np.random.default_rng(0))
+        return [
+            prompt["tasks"] is not None
+            for prompt in (drawer.first(), drawer.correct(-share), drawer.repeat(-share))
+        ]
+
+    every, none = (TINY.model_copy(update={"task_prompt": when}) for when in ("every", "none"))
+    assert told(TINY, None) == [True, False, False]
+    assert told(every, None) == [True, True, True]
+    assert told(none, None) == [False, False, False]
+    assert told(TINY, share) == [False, False, False], "nobody knows what a pseudo-label is"
+
+
+def test_a_map_is_laid_on_the_grid_where_its_mask_is(
+    segmenter: Segmenter, pseudo: list[TrainingImage]
+) -> None:
+    targets = draw_targets(segmenter, pseudo[0])
+    side = segmenter.grid_size
+    assert targets.share_Mhw.shape[1:] == (side, side)
+    assert targets.certainty_Mhw[:, :, : side // 2 - 3].max() < 0.01
+    assert targets.certainty_Mhw[:, :, side // 2 + 3 :].min() > 0.99
+
+
+@pytest.mark.parametrize("train", ["decoder", "all", "adapters"])
+def test_what_is_asked_to_learn_learns_and_nothing_else(
+    segmenter: Segmenter, human: list[TrainingImage], pseudo: list[TrainingImage], train: str
+) -> None:
+    settings = TINY.model_copy(update={"train": train, "steps": 2})
+    result = finetune(segmenter, human, pseudo, settings)
+    before = segmenter.model.state_dict()
+    changed = {name for name, value in result.weights.items() if not torch.equal(value, before[name])}
+    assert result.weights.keys() == before.keys(), "a plain model, whatever learnt"
+    assert changed or result.step == 0
+    last = _last(segmenter, human, pseudo, settings)
+    changed = {name for name, value in last.weights.items() if not torch.equal(value, before[name])}
+    in_encoder = {name for name in changed if name.startswith(("image_encoder", "no_mem_embed"))}
+    assert changed - in_encoder
+    if train == "decoder":
+        assert not in_encoder
+    if train == "all":
+        assert in_encoder
+    assert last.task_prompt_4C is not None
+    assert not last.task_prompt_4C[0].any(), "unspecified stays nothing"
+
+
+def _last(
+    segmenter: Segmenter, human: list[TrainingImage], pseudo: list[TrainingImage], settings: FinetuneSettings
+) -> Finetuned:
+    """A run whose last weights count: with fewer than four groups nothing is held out."""
+    return finetune(segmenter, human[:3], pseudo, settings)
+
+
+def test_a_run_that_was_killed_ends_as_an_undisturbed_one(
+    segmenter: Segmenter, human: list[TrainingImage], pseudo: list[TrainingImage], tmp_path: Path
+) -> None:
+    undisturbed = _last(segmenter, human, pseudo, TINY)
+
+    class KilledError(Exception):
+        pass
+
+    def kill(done: int, *_: object) -> None:
+        if done == 3:
+            raise KilledError
+
+    checkpoint = tmp_path / "run.pt"
+    with pytest.raises(KilledError):
+        finetune(segmenter, human[:3], pseudo, TINY, checkpoint=checkpoint, progress=kill)
+    done: list[int] = []
+    resumed = finetune(
+        segmenter, human[:3], pseudo, TINY, checkpoint=checkpoint, progress=lambda at, *_: done.append(at)
+    )
+    assert done == [3, 4], "on from the checkpoint after two updates"
+    assert all(torch.equal(undisturbed.weights[name], value) for name, value in resumed.weights.items())
+    with pytest.raises(ConfigError, match="another run"):
+        finetune(segmenter, human[:2], pseudo, TINY, checkpoint=checkpoint)
+
+
+def test_nothing_to_learn_from_is_told(segmenter: Segmenter) -> None:
+    with pytest.raises(ConfigError, match="nothing to learn from"):
+        finetune(segmenter, [], [], TINY)
+
+
+_SCRIPT = """
+import sys, torch
+from torch import distributed
+from safetensors.torch import save_file
+from engine.learn.data import scene_images
+from engine.learn.finetuning import finetune
+from engine.learn.training_images import human_images
+from engine.models.loading import load_segmenter
+from schemas.settings import FinetuneSettings
+torch.set_num_threads(1)
+distributed.init_process_group("gloo")
+human = human_images(scene_images(range(960_000, 960_003), 128))
+settings = FinetuneSettings.model_validate_json(sys.argv[1])
+made = finetune(load_segmenter("sam-nano", device="cpu"), human, [], settings)
+if distributed.get_rank() == 0:
+    save_file(made.weights, sys.argv[2])
+distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(human: list[TrainingImage], tmp_path: Path) -> None:
+    script, written = tmp_path / "run.py", tmp_path / "two.safetensors"
+    script.write_text(_SCRIPT)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--master-port=29537",
+        str(script),
+    ]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    settings = TINY.model_copy(update={"steps": 2})
+    run = subprocess.run(
+        [*command, settings.model_dump_json(), str(written)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert run.returncode == 0, run.stderr
+    alone = finetune(load_segmenter("sam-nano", device="cpu"), human[:3], [], settings)
+    two = load_file(written)
+    before = load_segmenter("sam-nano", device="cpu").model.state_dict()
+    names = [name for name in two if two[name].is_floating_point()]
+    apart, moved = (
+        torch.cat([(alone.weights[name] - other[name]).flatten() for name in names]).norm()
+        for other in (two, before)
+    )
+    assert moved > 0
+    assert apart < 0.01 * moved, "but for the order of sums, which Adam makes much of where gradients vanish"
