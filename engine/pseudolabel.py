@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from engine.mask_maker import MaskMaker
+from engine.models.export import describe_model
 from engine.pool import Outcome, prefetch
 from engine.store import DoneIndex, LostMasksError, Store
 from engine.store.image_rows import IMAGE_ROWS, image_row
@@ -94,19 +95,7 @@ class Pseudolabeller:
 
     def record_model(self) -> None:
         """Put the model's row into the `models` table."""
-        model = self._maker.segmenter
-        self._store.record_model(
-            {
-                "model": model.model_id,
-                "name": model.name,
-                "version": model.version,
-                "package": model.package,
-                "source": model.source,
-                "sha256": model.sha256,
-                "parameters": model.parameters,
-                "image_size": model.image_size,
-            }
-        )
+        self._store.record_model(describe_model(self._maker.segmenter))
 
     def label(
         self, items: Sequence[PoolItem], on_image: OnImage | None = None, *, give_up: bool = False

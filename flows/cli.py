@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.evaluate_commands import evaluate
+from flows.finetune_command import finetune
 from flows.head_commands import fit_heads
 from flows.label_command import label
 from flows.map_commands import evaluate_maps, show
@@ -24,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-for _command in (label, query, export, compact, sheet, show, fit_heads, fit_refiner):
+for _command in (label, query, export, compact, sheet, show, fit_heads, fit_refiner, finetune):
     app.command()(_command)
 evaluate.command(name="maps")(evaluate_maps)
 app.add_typer(evaluate)

@@ -9,10 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from flows.head_commands import AutomaticOption, DataOption, TokensOption
+from flows.interactive_command import interactive
 
 evaluate = typer.Typer(
     name="evaluate", help="Hold a model and its scores against human masks.", no_args_is_help=True
 )
+evaluate.command()(interactive)
 
 _WORDS = {
     "sam_score": "SamScore",

@@ -112,7 +112,7 @@ MASKS = pa.schema(
         _field(
             "map_boundary",
             pa.float32(),
-            "mean of the map along the mask's edge, one cell of the mask grid to either side, 0..1; NULL without a map",
+            "mean of the map one cell to either side of the mask's edge, 0..1; NULL without a map",
             nullable=True,
         ),
         _field(
@@ -127,12 +127,7 @@ MASKS = pa.schema(
             "pixels of the mask where the map is at most 0.4; NULL without a map",
             nullable=True,
         ),
-        _field(
-            "map_source",
-            pa.string(),
-            "refiner, or self = the model itself, a weak map; NULL without a map",
-            nullable=True,
-        ),
+        _field("map_source", pa.string(), "refiner, or self (weak); NULL without a map", nullable=True),
         _field("uncertainty", pa.float32(), "what masks are ranked by, 0..1; see uncertainty_source"),
         _field(
             "uncertainty_source",
@@ -172,6 +167,12 @@ MODELS = pa.schema(
         _field("sha256", pa.string(), "SHA-256 of the weights file"),
         _field("parameters", pa.int64(), "number of parameters"),
         _field("image_size", pa.int32(), "side of the model's square input, pixels"),
+        _field(
+            "parent", pa.string(), "model it was fine-tuned from; NULL for one that was not", nullable=True
+        ),
+        _field("data", pa.string(), "JSON: what it was fine-tuned on", nullable=True),
+        _field("settings", pa.string(), "JSON: how it was fine-tuned", nullable=True),
+        _field("metrics", pa.string(), "JSON: how the fine-tuning went", nullable=True),
         _field("created_at", _TIME, "when the row was written, UTC"),
     ]
 )

@@ -34,6 +34,26 @@ def listening(listener: Listener) -> Iterator[None]:
         _listener.reset(token)
 
 
+StepListener = Callable[[int, int, str], None]
+_steps: ContextVar[StepListener | None] = ContextVar("steps", default=None)
+
+
+@contextmanager
+def hearing_steps(listener: StepListener) -> Iterator[None]:
+    """While in this context, long tasks started in this thread tell `listener` (steps done, in all, how it goes)."""
+    token = _steps.set(listener)
+    try:
+        yield
+    finally:
+        _steps.reset(token)
+
+
+def tell_steps(done: int, total: int, how: str = "") -> None:
+    """Tell who hears steps, if anybody does."""
+    if listener := _steps.get():
+        listener(done, total, how)
+
+
 @dataclass
 class RunProgress:
     """Counts of one run. `advance` is cheap; the log and the artifact hear of it at most every `every_s` seconds.

@@ -1,7 +1,7 @@
-"""One click, three masks: how well the best output matches the mask that was meant.
+"""Clicks that stand for a person's, and one click, three masks: how well the best output matches what was meant.
 
-The click is the mask pixel farthest from the mask's boundary, the first point of SAM's interactive
-protocol (Kirillov et al. 2023, section 7.1).
+The clicks are those of SAM's interactive protocol (Kirillov et al. 2023, section 7.1): first the mask pixel farthest
+from the mask's boundary, then the pixel of the largest wrong region that is farthest from that region's boundary.
 """
 
 from __future__ import annotations
@@ -31,11 +31,43 @@ class PointResult:
 
 def innermost_point(mask_HW: np.ndarray) -> tuple[float, float]:
     """xy (column and row) of the mask pixel farthest from the boundary; the image's edge counts as boundary."""
-    depth = cv2.distanceTransform(np.pad(mask_HW.astype(np.uint8), 1), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[
-        1:-1, 1:-1
-    ]
+    x0, y0, width, height = cv2.boundingRect(mask_HW.view(np.uint8))
+    inside = np.pad(mask_HW[y0 : y0 + height, x0 : x0 + width].astype(np.uint8), 1)
+    depth = cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    if not depth.size:
+        return 0.0, 0.0
     row, column = np.unravel_index(int(depth.argmax()), depth.shape)
-    return float(column), float(row)
+    return float(x0 + column), float(y0 + row)
+
+
+def correcting_point(mask_HW: np.ndarray, truth_HW: np.ndarray) -> tuple[float, float, int] | None:
+    """The click that mends most: x, y and whether it is foreground (1) or background (0), as the truth has it.
+
+    It is the innermost pixel of the largest wrong region. Regions hang together by sides or corners; what is missing
+    and what is too much are regions apart. Of equally large ones, what is missing goes first, then the topmost.
+
+    Args:
+        mask_HW: bool, what the model drew.
+        truth_HW: bool, what was meant.
+
+    Returns:
+        The click in image pixels, 0 the centre of the first one; None where nothing is wrong.
+    """
+    x0, y0, width, height = cv2.boundingRect((mask_HW ^ truth_HW).view(np.uint8))
+    mask_hw, truth_hw = (of[y0 : y0 + height, x0 : x0 + width] for of in (mask_HW, truth_HW))
+    largest_hw, largest, label = None, 0, 0
+    for wrong_hw, is_inside in ((truth_hw & ~mask_hw, 1), (mask_hw & ~truth_hw, 0)):
+        if not wrong_hw.any():
+            continue
+        _, region_hw, facts, _ = cv2.connectedComponentsWithStats(wrong_hw.view(np.uint8), connectivity=8)
+        area_R = facts[1:, cv2.CC_STAT_AREA]
+        if area_R.max() > largest:
+            largest, label = int(area_R.max()), is_inside
+            largest_hw = region_hw == 1 + int(area_R.argmax())
+    if largest_hw is None:
+        return None
+    x, y = innermost_point(largest_hw)
+    return x + x0, y + y0, label
 
 
 def evaluate_points(segmenter: Segmenter, images: Iterable[LabelledImage]) -> list[PointResult]:

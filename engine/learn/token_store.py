@@ -94,29 +94,26 @@ def collect_tokens(
     described = {**maker.describe(), "features": FEATURES}
     settings = json.dumps(described, sort_keys=True)
     # Rows with baselines serve those who ask without.
-    also = list(dict.fromkeys([settings, json.dumps({**described, "baselines": True}, sort_keys=True)]))
-    images = [(name, image) for name, of in sets.items() for image in of]
-    known = {made_with: _find_known(store, segmenter.model_id, made_with, images) for made_with in also}
-    sets_of: dict[str, list[str]] = {}
-    missing: dict[PoolItem, LabelledImage] = {}
-    for name, image in images:
-        there = [made_with for made_with in also if _item(image, made_with) in known[made_with]]
-        item = _item(image, there[0] if there else settings)
-        names = sets_of.setdefault(_image_id(item), [])
-        if name not in names:
-            names.append(name)
-        if not there:
-            missing[item] = image
+    ways = list(dict.fromkeys([settings, json.dumps({**described, "baselines": True}, sort_keys=True)]))
+    images = [(name, image, _items(image, ways)) for name, of in sets.items() for image in of]
+    ids = [image_id for _, _, items in images for image_id in items]
+    there = {known for way in ways for known in store.find_done(segmenter.model_id, way).find_content(ids)}
+    groups_of: dict[str, dict[str, str]] = {}
+    missing: dict[PoolItem, tuple[str, LabelledImage]] = {}
+    for name, image, items in images:
+        image_id = next((known for known in items if known in there), next(iter(items)))
+        groups_of.setdefault(image_id, {}).setdefault(name, image.group)
+        if image_id not in there:
+            missing[items[image_id]] = image_id, image
     finished = len(images) - len(missing)
     for shard in _chunks(list(missing), _SHARD):
         image_rows, rows = [], []
         for item in shard:
-            image_id = _image_id(item)
-            for row in maker.make_rows(missing[item]):
-                identity = _sample_id(image_id, row)
-                rows.append(
-                    {**row, "image_id": image_id, "sample_id": identity, "data": sets_of[image_id][0]}
-                )
+            image_id, image = missing[item]
+            known = {"image_id": image_id, "data": next(iter(groups_of[image_id]))}
+            rows += [
+                {**row, **known, "sample_id": _sample_id(image_id, row)} for row in maker.make_rows(image)
+            ]
             image_rows.append(image_row(item, settings, image_id=image_id))
             finished += 1
             if progress:
@@ -126,7 +123,7 @@ def collect_tokens(
             pa.Table.from_pylist(image_rows, IMAGE_ROWS),
             {"tokens": pa.Table.from_pylist(rows, _TOKEN_ROWS)},
         )
-    return _read(store, segmenter.model_id, sets_of)
+    return _read(store, segmenter.model_id, groups_of)
 
 
 def join_samples(parts: Sequence[Samples]) -> Samples:
@@ -141,22 +138,21 @@ def join_samples(parts: Sequence[Samples]) -> Samples:
     return Samples(**arrays, entropies=entropies)
 
 
-def _read(store: Store, model: str, sets_of: Mapping[str, Sequence[str]]) -> Samples:
-    """Samples of these images, whose sets are given by image_id; in a fixed order."""
+def _read(store: Store, model: str, groups_of: Mapping[str, Mapping[str, str]]) -> Samples:
+    """Samples of these images in a fixed order; `groups_of` gives the group in each set by image_id."""
 
     def read(snapshot: Any) -> pa.Table:
         return snapshot.con.sql(
             "FROM tokens WHERE model = $1 AND list_contains($2, image_id) ORDER BY sample_id",
-            params=[model, list(sets_of)],
+            params=[model, list(groups_of)],
         ).to_arrow_table()
 
     table = store.read(read)
-    # An image of several sets counts in each of them.
-    names = [sets_of[image_id] for image_id in table["image_id"].to_pylist()]
-    table = table.take(np.repeat(np.arange(len(table)), [len(of) for of in names]))
+    # An image of several sets counts in each of them, in the group that it has there today.
+    groups = [groups_of[image_id] for image_id in table["image_id"].to_pylist()]
+    table = table.take(np.repeat(np.arange(len(table)), [len(of) for of in groups]))
     n = len(table)
-    text = {name: np.array(table[name].to_pylist(), object).astype(str) for name in ("group", "prompt")}
-    text["data"] = np.array([name for of in names for name in of], str)
+    prompt_N = np.array(table["prompt"].to_pylist(), str)
     iou_token_NC = _matrix(table, "iou_token", n, 1)
     tokens_N4C = _matrix(table, "mask_tokens", n, 4)
     features_NMF = np.nan_to_num(_matrix(table, "features", n, 3))
@@ -164,10 +160,10 @@ def _read(store: Store, model: str, sets_of: Mapping[str, Sequence[str]]) -> Sam
         [np.repeat(iou_token_NC, 3, 1), tokens_N4C[:, 1:], features_NMF], 2, dtype=np.float32
     )
     return Samples(
-        data_N=text["data"],
-        group_N=np.char.add(np.char.add(text["data"], "/"), text["group"]),
-        central_N=text["prompt"] == "central",
-        automatic_N=text["prompt"] == AUTOMATIC,
+        data_N=np.array([name for of in groups for name in of], str),
+        group_N=np.array([f"{name}/{group}" for of in groups for name, group in of.items()], str),
+        central_N=prompt_N == "central",
+        automatic_N=prompt_N == AUTOMATIC,
         inputs_NMI=inputs_NMI,
         sam_score_NM=_matrix(table, "sam_score", n, 3)[..., 0],
         entropy_NM=_matrix(table, "entropy", n, 3)[..., 0],
@@ -190,22 +186,20 @@ def _column(table: pa.Table, name: str) -> np.ndarray:
     return table[name].to_numpy().astype(np.float64)
 
 
-def _find_known(
-    store: Store, model: str, settings: str, images: Sequence[tuple[str, LabelledImage]]
-) -> set[PoolItem]:
-    """The items of images whose rows the store holds, made with these settings."""
-    items = list(dict.fromkeys(_item(image, settings) for _, image in images))
-    return set(items) - set(store.find_done(model, settings).pending(items))
+def _items(image: LabelledImage, ways: Sequence[str]) -> dict[str, PoolItem]:
+    """What the image is called in the store, by image_id: one item for each way (settings) of making its rows.
 
-
-def _item(image: LabelledImage, settings: str) -> PoolItem:
-    # Known by its labels and pixels, wherever it lies; made in another way, it is another item beside this one.
-    made = hashlib.blake2b(settings.encode(), digest_size=4).hexdigest()
-    return PoolItem(f"{image.digest}/{made}/{image.name}", image.fingerprint)
-
-
-def _image_id(item: PoolItem) -> str:
-    return hashlib.blake2b(f"{item.uri}\0{item.fingerprint}".encode(), digest_size=16).hexdigest()
+    It is known by its labels and what is in its file, wherever that lies. Another way, or other pixels under the
+    same labels, is another item beside this one.
+    """
+    fingerprint = image.fingerprint  # reads the file: once a call
+    items = {}
+    for way in ways:
+        made = hashlib.blake2b(way.encode(), digest_size=4).hexdigest()
+        text = f"{image.digest}/{made}/{image.name}\0{fingerprint}"
+        image_id = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        items[image_id] = PoolItem(f"{fingerprint}/{made}/{image.name}", fingerprint)
+    return items
 
 
 def _sample_id(image_id: str, row: dict[str, Any]) -> str:

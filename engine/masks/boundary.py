@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 
+import cv2
 import numpy as np
-from scipy import ndimage
 
 
 def mask_boundary(mask_HW: np.ndarray, dilation_ratio: float = 0.02) -> np.ndarray:
@@ -22,14 +22,37 @@ def mask_boundary(mask_HW: np.ndarray, dilation_ratio: float = 0.02) -> np.ndarr
     Returns:
         bool, HW.
     """
-    distance = max(round(dilation_ratio * math.hypot(*mask_HW.shape)), 1)
-    # A square of 2d+1 pixels is d steps of a 3x3 one.
-    inner = ndimage.minimum_filter(mask_HW.astype(np.uint8), size=2 * distance + 1, mode="constant", cval=0)
-    return mask_HW & ~inner.astype(bool)
+    boundary_HW = np.zeros(mask_HW.shape, bool)
+    inside = _box(mask_HW)
+    boundary_HW[inside] = _band(mask_HW[inside], _distance(mask_HW.shape, dilation_ratio))
+    return boundary_HW
 
 
 def boundary_iou(mask_a_HW: np.ndarray, mask_b_HW: np.ndarray, dilation_ratio: float = 0.02) -> float:
-    """IoU of two masks' boundaries, 0..1; 0 if neither has one."""
-    a, b = mask_boundary(mask_a_HW, dilation_ratio), mask_boundary(mask_b_HW, dilation_ratio)
-    union = (a | b).sum()
-    return float((a & b).sum() / union) if union else 0.0
+    """IoU of two masks' boundaries, 0..1; 0 if neither has one. The cost is that of the box around both."""
+    distance = _distance(mask_a_HW.shape, dilation_ratio)
+    inside = _box(mask_a_HW | mask_b_HW)
+    a, b = _band(mask_a_HW[inside], distance), _band(mask_b_HW[inside], distance)
+    union = np.count_nonzero(a | b)
+    return np.count_nonzero(a & b) / union if union else 0.0
+
+
+def _distance(shape: tuple[int, ...], dilation_ratio: float) -> int:
+    return max(round(dilation_ratio * math.hypot(*shape)), 1)
+
+
+def _box(mask_HW: np.ndarray) -> tuple[slice, slice]:
+    """What may be cut out without changing the band: outside of the image is background, too."""
+    rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
+    if not len(rows):
+        return slice(0, 0), slice(0, 0)
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+
+
+def _band(mask_hw: np.ndarray, distance: int) -> np.ndarray:
+    if not mask_hw.size:
+        return mask_hw
+    # A square of 2d+1 pixels is d steps of a 3x3 one.
+    square = np.ones((2 * distance + 1, 2 * distance + 1), np.uint8)
+    inner = cv2.erode(mask_hw.astype(np.uint8), square, borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    return mask_hw & ~inner.astype(bool)

@@ -64,8 +64,10 @@ def draw_masks(
     return Image.fromarray(canvas)
 
 
-def draw_contact_sheet(cells: Sequence[SheetCell], *, columns: int = 4, title: str = "") -> Image.Image:
-    """A page of cells, row by row, with a title and a colour scale."""
+def draw_contact_sheet(
+    cells: Sequence[SheetCell], *, columns: int = 4, title: str = "", scale: bool = True
+) -> Image.Image:
+    """A page of cells, row by row, with a title and, unless told not to, the colour scale of uncertainty."""
     side = CELL_SIDE
     columns = max(1, min(columns, len(cells)))
     rows = -(-len(cells) // columns)
@@ -77,7 +79,8 @@ def draw_contact_sheet(cells: Sequence[SheetCell], *, columns: int = 4, title: s
     )
     pen = ImageDraw.Draw(page)
     pen.text((_GAP, 12), title, fill=_INK, font=_font(16))
-    _draw_scale(page, pen)
+    if scale:
+        _draw_scale(page, pen)
     for index, cell in enumerate(cells):
         left = _GAP + (index % columns) * (side + _GAP)
         top = head + (index // columns) * (side + _CAPTION_HEIGHT + 2 * _GAP)

@@ -62,11 +62,14 @@ def publish_images(files: StoreFiles, model: str, attempt: str, images: pa.Table
 
 
 def commit_model(files: StoreFiles, known: pa.Table, record: Mapping[str, Any]) -> None:
-    """Add a row to `models` unless its newest row (`known`, if there is one) says the same."""
+    """Add a row to `models` unless its newest row (`known`, if there is one) says all of it already.
+
+    What a record does not say, such as a parent, is not gainsaid.
+    """
     row = {"created_at": datetime.now(UTC), **record}
     table = conform("models", pa.Table.from_pylist([row]))
     model = table["model"][0].as_py()
-    same = [name for name in table.schema.names if name != "created_at"]
+    same = [name for name, value in record.items() if value is not None]
     if known.num_rows and known.select(same).to_pylist() == table.select(same).to_pylist():
         return
     write_part(files, "models", model, new_attempt(), table.to_batches())

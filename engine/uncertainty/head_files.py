@@ -45,13 +45,21 @@ def find_heads(segmenter: Segmenter, asked: str | None = None) -> HeadSet | None
 
 def heads_path(segmenter: Segmenter) -> Path | None:
     """Where the heads of a model lie if nobody says otherwise: beside its weights; None for weights at a URL."""
+    return beside_weights(segmenter, SUFFIX)
+
+
+def beside_weights(segmenter: Segmenter, suffix: str) -> Path | None:
+    """NAME + suffix beside a model's weights; None for weights at a URL.
+
+    A fine-tuned model may have the name of the one it began as: what is asked for is where it lies itself.
+    """
     entry = MODELS.get(segmenter.name)
-    if entry:
-        return entry.path.parent / f"{entry.name}{SUFFIX}"
+    if entry and (entry.sha256 == segmenter.sha256 or segmenter.source == f"weights/{entry.path.name}"):
+        return entry.path.parent / f"{entry.name}{suffix}"
     if "://" in segmenter.source or not segmenter.source:
         return None
     weights = Path(segmenter.source)
-    return weights.with_name(f"{weights.stem}{SUFFIX}")
+    return weights.with_name(f"{weights.stem}{suffix}")
 
 
 def read_heads(path: Path) -> HeadSet:

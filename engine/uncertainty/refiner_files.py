@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.models.cache import compute_sha256
-from engine.models.registry import MODELS
+from engine.uncertainty.head_files import beside_weights
 from engine.uncertainty.maps import Refiner
 from schemas.errors import CheckpointError, ConfigError
 
@@ -43,13 +43,7 @@ def find_refiner(segmenter: Segmenter, asked: str | None = None) -> Refiner | No
 
 def refiner_path(segmenter: Segmenter) -> Path | None:
     """Where the refiner of a model lies if nobody says otherwise: beside its weights; None for weights at a URL."""
-    entry = MODELS.get(segmenter.name)
-    if entry:
-        return entry.path.parent / f"{entry.name}{SUFFIX}"
-    if "://" in segmenter.source or not segmenter.source:
-        return None
-    weights = Path(segmenter.source)
-    return weights.with_name(f"{weights.stem}{SUFFIX}")
+    return beside_weights(segmenter, SUFFIX)
 
 
 def read_refiner(segmenter: Segmenter, path: Path) -> Refiner:

@@ -1,0 +1,85 @@
+"""A new version of a model from labels and pseudo-labels: learn, write, say how it came about."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.learn.data import LabelledImage, learnable_images
+from engine.learn.finetuning import finetune
+from engine.learn.training_images import human_images, pseudo_labelled_images
+from engine.models.export import describe_model, write_model
+from engine.models.loading import load_segmenter
+from engine.models.segmenter import Segmenter
+from engine.store import Store
+from schemas.errors import ConfigError
+from schemas.settings import FinetuneSettings
+
+CHECKPOINT = "finetune.checkpoint"
+"""What a killed run goes on from, in the folder of the models."""
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A fine-tuned model: where its weights are, and its row of the `models` table."""
+
+    path: Path
+    record: Mapping[str, Any]
+
+
+def finetune_model(
+    segmenter: Segmenter,
+    sets: Mapping[str, Sequence[LabelledImage]],
+    store: Store | None,
+    settings: FinetuneSettings,
+    out: Path,
+    *,
+    most_uncertain: float = 1.0,
+    progress: Callable[[int, int, dict[str, float]], None] | None = None,
+) -> ModelVersion:
+    """Fine-tune a model and write the new version to OUT/VERSION/NAME.safetensors.
+
+    Killed at any moment, the same call goes on from the last checkpoint.
+
+    Args:
+        segmenter: the model to begin with.
+        sets: labelled images by name of their set; what is kept out of each (the last fifth of its groups) is not touched.
+        store: holds the model's own masks with maps; None to learn from people alone.
+        settings: how.
+        out: folder of the model's versions.
+        most_uncertain: masks of the store with a higher `uncertainty` are left out.
+        progress: called with (updates done, updates in all, the latest look at the held-out groups).
+
+    Raises:
+        ConfigError: there is nothing to learn from, a set has no image that may be learnt from, or the folder holds
+            another run that was not finished.
+    """
+    learnt = {name: learnable_images(images) for name, images in sets.items()}
+    for name, images in learnt.items():
+        if not images:
+            raise ConfigError(
+                f"The set {name!r} has no labelled image that may be learnt from. Leave it out."
+            )
+    human = human_images([image for images in learnt.values() for image in images])
+    pseudo = []
+    if store is not None:
+        pseudo = pseudo_labelled_images(store, segmenter.model_id, most_uncertain=most_uncertain)
+    checkpoint = out / CHECKPOINT
+    made = finetune(segmenter, human, pseudo, settings, checkpoint=checkpoint, progress=progress)
+    about = {
+        "parent": segmenter.model_id,
+        "data": {
+            "human": {name: len(images) for name, images in learnt.items()},
+            "pseudo": {"images": len(pseudo), "masks": sum(len(image.masks) for image in pseudo)},
+        },
+        "settings": settings.model_dump(),
+        "metrics": {"step": made.step, "history": made.history},
+    }
+    path = write_model(made.weights, made.task_prompt_4C, out, segmenter.name, segmenter.image_size, about)
+    checkpoint.unlink(missing_ok=True)
+    new = load_segmenter(path, device=segmenter.device)
+    texts = {key: json.dumps(about[key], sort_keys=True) for key in ("data", "settings", "metrics")}
+    return ModelVersion(path, {**describe_model(new), "parent": segmenter.model_id, **texts})
