@@ -13,7 +13,7 @@ from flows.head_commands import DataOption
 from schemas.errors import ConfigError
 
 if TYPE_CHECKING:
-    from engine.evaluate.interactive import MaskResult
+    from engine.evaluate.mask_results import MaskResult
     from engine.learn.data import LabelledImage
 
 
@@ -73,7 +73,8 @@ def interactive(
         raise ConfigError("There is nothing to evaluate on. Give labelled images: --data FOLDER")
 
     from engine.evaluate.bootstrap import paired_bootstrap
-    from engine.evaluate.interactive import choose_images, evaluate_interactive, summarise_results
+    from engine.evaluate.interactive import choose_images, evaluate_interactive
+    from engine.evaluate.mask_results import summarise_results
     from engine.learn.data import read_sets
     from engine.models.allocator import keep_freed_memory
     from engine.models.loading import load_segmenter
@@ -169,9 +170,7 @@ def _print_report(report: dict[str, Any], counts: list[int]) -> None:
     for (task, metric), of in gains.items():
         word = {"miou": "mIoU", "mbiou": "mBIoU"}[metric]
         table.add_row(task, word, str(of[0]["n"]), *(_interval(row) for row in of))
-    console.print(
-        f"\nbetter than {report['against']} by, points (95 % interval, where there are two groups):"
-    )
+    console.print(f"\nbetter than {report['against']} by, in points (95 % interval):")
     console.print(table)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.evaluate.interactive import MaskResult
+from engine.evaluate.mask_results import MaskResult
 from schemas.records import TASKS
 
 ALL_TASKS = "all"

@@ -14,12 +14,12 @@ Shape suffixes: N masks of one image and task, h w mask grid, H W image, P click
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
 
+from engine.evaluate.mask_results import MaskResult
 from engine.evaluate.points import correcting_point, innermost_point
 from engine.learn.data import LabelledImage, LabelledMask, spread_evenly
 from engine.masks.boundary import boundary_iou
@@ -31,35 +31,6 @@ from schemas.records import TASKS, Embedding, Prompts
 MOST_POINTS = 20
 _MASKS_AT_ONCE = 32
 _PIXELS_AT_ONCE = 2**22  # of logits enlarged at once
-
-
-@dataclass(frozen=True)
-class MaskResult:
-    """How well a model drew one mask with so many clicks.
-
-    Attributes:
-        data: name of the set.
-        group: the image's group within the set; masks of one group are not independent.
-        image: the image's name.
-        mask: place among the image's masks.
-        task: what was meant, one of `TASKS`.
-        points: number of clicks.
-        iou: of the best of the three outputs, 0..1.
-        biou: boundary IoU of the same output, 0..1.
-        clicks: x, y (image pixels) and 1 for foreground or 0 for background, of each click.
-        rle: compressed counts of that output, if asked for; else None.
-    """
-
-    data: str
-    group: str
-    image: str
-    mask: int
-    task: str
-    points: int
-    iou: float
-    biou: float
-    clicks: tuple[tuple[float, float, int], ...]
-    rle: str | None = None
 
 
 def choose_images(
@@ -126,31 +97,6 @@ def evaluate_interactive(
             if progress:
                 progress(done, total)
     return results
-
-
-def summarise_results(results: Sequence[MaskResult]) -> list[dict[str, Any]]:
-    """Means over the masks of each set, task and number of clicks.
-
-    Returns:
-        Rows {data, task, points, miou, mbiou, n}: shares 0..1, n masks; sets in their order, tasks in that of `TASKS`.
-    """
-    cells: dict[tuple[str, str, int], list[MaskResult]] = {}
-    for result in results:
-        cells.setdefault((result.data, result.task, result.points), []).append(result)
-    sets = list(dict.fromkeys(result.data for result in results))
-    return [
-        {
-            "data": data,
-            "task": task,
-            "points": points,
-            "miou": round(float(np.mean([result.iou for result in of])), 5),
-            "mbiou": round(float(np.mean([result.biou for result in of])), 5),
-            "n": len(of),
-        }
-        for (data, task, points), of in sorted(
-            cells.items(), key=lambda cell: (sets.index(cell[0][0]), TASKS.index(cell[0][1]), cell[0][2])
-        )
-    ]
 
 
 def _click_image(
@@ -223,8 +169,7 @@ def _click(
         logits_NMhw = segmenter.decode(embedding, prompts, task=told).logits_NMhw
         masks_NHW, iou_N, best_N = _pick_best(segmenter, logits_NMhw, truths_NHW)
         yield masks_NHW, iou_N, clicks_NP3
-        best_N = torch.from_numpy(best_N)
-        logits_N1hw = logits_NMhw[rows_N, best_N][:, None]
+        logits_N1hw = logits_NMhw[rows_N, torch.from_numpy(best_N)][:, None]
         following = [
             correcting_point(mask, truth) or clicks_P3[-1]
             for mask, truth, clicks_P3 in zip(masks_NHW, truths_NHW, clicks_NP3.tolist(), strict=True)

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from engine.evaluate.interactive import MaskResult
+from engine.evaluate.mask_results import MaskResult
 from engine.learn.data import LabelledImage
 from engine.masks.rle import decode_rle
 from engine.report.contact_sheet import CELL_SIDE, SheetCell, draw_contact_sheet
@@ -117,7 +117,8 @@ def draw_clicks(
 def _pick(ordered: Sequence[MaskResult]) -> list[MaskResult]:
     """The first few, one an image where there are enough images, in their order."""
     seen: set[str] = set()
-    first, rest = [], []
+    first: list[int] = []
+    rest: list[int] = []
     for place, result in enumerate(ordered):
         (rest if result.image in seen else first).append(place)
         seen.add(result.image)
