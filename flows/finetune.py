@@ -25,11 +25,12 @@ class FinetuneSummary(BaseModel):
 @flow(name="finetune", persist_result=False)
 def finetune(
     data: Annotated[
-        list[str], Field(min_length=1, description="labelled images: COCO files or their folders")
+        list[Annotated[str, Field(min_length=1)]],
+        Field(min_length=1, description="labelled images: COCO files or their folders"),
     ],
     out: Annotated[str, Field(min_length=1, description="folder of the model's versions")],
     store: Annotated[
-        str | None,
+        Annotated[str, Field(min_length=1)] | None,
         Field(description="store with the model's own masks and their maps; none to learn from people alone"),
     ] = None,
     model: Annotated[

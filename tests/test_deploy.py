@@ -45,11 +45,15 @@ def test_a_misspelt_key_would_be_found() -> None:
 
 
 def test_deployed_parameters_are_those_of_the_flow() -> None:
+    from flows.finetune import finetune
     from flows.pseudolabel import pseudolabel
 
-    for deployment in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]:
-        assert deployment["entrypoint"] == "flows/pseudolabel.py:pseudolabel"
-        assert set(deployment["parameters"]) <= set(pseudolabel.parameters.properties)
+    flows = {"flows/pseudolabel.py:pseudolabel": pseudolabel, "flows/finetune.py:finetune": finetune}
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    assert [deployment["entrypoint"] for deployment in deployments] == list(flows)
+    for deployment in deployments:
+        properties = flows[deployment["entrypoint"]].parameters.properties
+        assert set(deployment["parameters"]) <= set(properties)
 
 
 @pytest.mark.parametrize(
@@ -104,6 +108,7 @@ def test_deploy_start_a_worker_and_run(
         "store": str(tmp_path / "store"),
         "generate": {"points_per_side": 3, "pred_iou_thresh": 0, "stability_score_thresh": 0},
         "shard_size": 5,
+        "heads": "weights/sam-nano.heads.safetensors",  # from the checkout, wherever the worker was started
     }
     try:
         as_deployed = prefect(prefect_server, *run)
