@@ -72,15 +72,18 @@ def interactive(
     if not data:
         raise ConfigError("There is nothing to evaluate on. Give labelled images: --data FOLDER")
 
+    from engine.learn.data import read_sets
+
+    parted = _part_sets(read_sets(data), kept_out)
+
     from engine.evaluate.bootstrap import paired_bootstrap
     from engine.evaluate.interactive import choose_images, evaluate_interactive
     from engine.evaluate.mask_results import summarise_results
-    from engine.learn.data import read_sets
     from engine.models.allocator import keep_freed_memory
     from engine.models.loading import load_segmenter
     from flows.console import steps_progress
 
-    sets = choose_images(_part_sets(read_sets(data), kept_out), images, masks)
+    sets = choose_images(parted, images, masks)
     keep_freed_memory()
     segmenter = load_segmenter(model, device=device)
     other = load_segmenter(against, device=device) if against else None
@@ -108,7 +111,7 @@ def interactive(
 
 
 def _read_points(text: str) -> list[int]:
-    from engine.evaluate.interactive import MOST_POINTS
+    from engine.evaluate.mask_results import MOST_POINTS
 
     words = [word.strip() for word in text.split(",")]
     if not all(word.isdecimal() and 1 <= int(word) <= MOST_POINTS for word in words):

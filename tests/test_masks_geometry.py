@@ -68,6 +68,18 @@ def test_boundary_is_a_band_inside_the_mask() -> None:
     assert boundary_iou(np.zeros((9, 9), bool), np.zeros((9, 9), bool)) == 0
 
 
+def test_a_boundary_is_the_same_whether_the_mask_is_cut_out_or_eroded_in_its_image() -> None:
+    for ratio in (0.004, 0.02, 0.2):
+        for mask in [
+            *random_masks(6, 70, 90, seed=5),
+            *(random_masks(3, 33, 200, seed=6) & (np.arange(200) > 150)),
+        ]:
+            distance = max(round(ratio * float(np.hypot(*mask.shape))), 1)
+            inner = ndimage.binary_erosion(mask, np.ones((3, 3)), iterations=distance)
+            assert (mask_boundary(mask, ratio) == (mask & ~inner)).all()
+    assert not mask_boundary(np.zeros((9, 9), bool)).any()
+
+
 def test_boundary_iou_equals_the_published_code(shared_data: Path) -> None:
     reference = json.loads((shared_data.parent / "reference" / "boundary_iou.json").read_text())
     annotations = json.loads((shared_data / "salient" / "annotations.json").read_text())["annotations"]

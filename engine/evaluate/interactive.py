@@ -19,7 +19,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from engine.evaluate.mask_results import MaskResult
+from engine.evaluate.mask_results import MOST_POINTS, MaskResult
 from engine.evaluate.points import correcting_point, innermost_point
 from engine.learn.data import LabelledImage, LabelledMask, spread_evenly
 from engine.masks.boundary import boundary_iou
@@ -28,7 +28,6 @@ from engine.models.segmenter import Segmenter
 from schemas.errors import ConfigError, nearest_name
 from schemas.records import TASKS, Embedding, Prompts
 
-MOST_POINTS = 20
 _MASKS_AT_ONCE = 32
 _PIXELS_AT_ONCE = 2**22  # of logits enlarged at once
 
@@ -80,14 +79,17 @@ def evaluate_interactive(
     Args:
         segmenter: the model.
         sets: labelled images by the set's name, as `choose_images` gives them.
-        points: numbers of clicks to report, 1 to `MOST_POINTS`, ascending.
+        points: numbers of clicks to report, 1 to `MOST_POINTS`.
         tell_task: tell the model with the first click what is meant; a model that was not taught tasks does not care.
         keep_masks: keep the masks of the last number of clicks, to be drawn.
         progress: called with (images done, images in all).
 
     Raises:
         ConfigError: an image cannot be read, or has another size than its masks.
+        ValueError: numbers of clicks that are none.
     """
+    if not points or not all(1 <= count <= MOST_POINTS for count in points):
+        raise ValueError(f"Numbers of clicks go from 1 to {MOST_POINTS}, not {list(points)}.")
     results: list[MaskResult] = []
     done, total = 0, sum(len(of) for of in sets.values())
     for name, of in sets.items():

@@ -10,6 +10,8 @@ import numpy as np
 
 from schemas.records import TASKS
 
+MOST_POINTS = 20
+
 
 @dataclass(frozen=True)
 class MaskResult:
