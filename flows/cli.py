@@ -13,6 +13,7 @@ from flows.finetune_command import finetune
 from flows.head_commands import fit_heads
 from flows.label_command import label
 from flows.map_commands import evaluate_maps, show
+from flows.model_commands import models
 from flows.refiner_command import fit_refiner
 from flows.store_commands import compact, export, query, sheet
 from schemas.errors import GapmapError
@@ -29,18 +30,7 @@ for _command in (label, query, export, compact, sheet, show, fit_heads, fit_refi
     app.command()(_command)
 evaluate.command(name="maps")(evaluate_maps)
 app.add_typer(evaluate)
-
-
-@app.command()
-def models() -> None:
-    """List the models that have a name: where each comes from, its size, and whether it is on this machine."""
-    from engine.models.registry import MODELS
-
-    for entry in MODELS.values():
-        size = entry.path.stat().st_size if entry.path.is_file() else entry.size_bytes
-        here = "here" if entry.path.is_file() else "fetched at first use" if entry.url else "missing"
-        megabytes = f"{size / 1e6:6.0f} MB" if size else " " * 9
-        typer.echo(f"{entry.name:18} {entry.package:17} {megabytes}  {entry.licence:11} {here}")
+app.add_typer(models)
 
 
 @app.command()

@@ -34,7 +34,8 @@ def finetune(
         Field(description="store with the model's own masks and their maps; none to learn from people alone"),
     ] = None,
     model: Annotated[
-        str, Field(description="model to begin with: registry name, or path or URL of a checkpoint")
+        str,
+        Field(description="model to begin with: registry name, path or URL of a checkpoint, or current:NAME"),
     ] = "sam-nano",
     settings: Annotated[FinetuneSettings | None, Field(description="how it learns")] = None,
     most_uncertain: Annotated[
@@ -63,6 +64,7 @@ def finetune(
     from engine.models.allocator import keep_freed_memory
     from engine.models.loading import load_segmenter
     from engine.pool import check_address
+    from engine.promotion import resolve_model
     from engine.store import Store
 
     for what, address in (("model", model), ("store", store)):
@@ -73,7 +75,7 @@ def finetune(
     target = Store(store) if store is not None else None
     if target is not None:
         target.check_exists()
-    segmenter = load_segmenter(model, device=device)
+    segmenter = load_segmenter(resolve_model(target, model) if target else model, device=device)
     sets = read_sets([Path(path) for path in data])
     made = learn_model(segmenter, sets, target, settings or FinetuneSettings(), Path(out), most_uncertain)
     metrics = json.loads(made.record["metrics"])

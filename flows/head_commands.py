@@ -69,7 +69,10 @@ def fit_heads(
     ] = None,
     objects: Annotated[int, typer.Option(min=1, help="Objects of an image, at most.")] = 20,
     automatic: AutomaticOption = 64,
-    seed: Annotated[int, typer.Option(help="Of splits, draws and initial weights.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(help="Of splits and initial weights; which prompts are drawn does not depend on it."),
+    ] = 0,
     device: Annotated[
         str | None, typer.Option(help="cuda, cuda:N, mps or cpu. Default: the best there is.")
     ] = None,

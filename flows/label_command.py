@@ -20,7 +20,11 @@ def label(
     ],
     store: StoreOption,
     model: Annotated[
-        str, typer.Option(help="Registry name (see: gapmap models), or path or URL of a checkpoint.")
+        str,
+        typer.Option(
+            help="Registry name (see: gapmap models), path or URL of a checkpoint, or current:NAME for the version that was "
+            "promoted."
+        ),
     ] = "sam-nano",
     device: Annotated[
         str | None, typer.Option(help="cuda, cuda:N, mps or cpu. Default: the best there is.")
@@ -64,14 +68,15 @@ def label(
     heads: Annotated[
         str | None,
         typer.Option(
-            help="File of heads that score the masks (see: gapmap fit-heads), or none. Default: those beside the weights."
+            help="File or URL of heads that score the masks (see: gapmap fit-heads), or none. Default: those beside the "
+            "weights."
         ),
     ] = None,
     maps: Annotated[
         str | None,
         typer.Option(
-            help="File of the refiner that draws uncertainty maps (see: gapmap fit-refiner), self (the model is asked "
-            "itself: weak), or none. Default: the refiner beside the weights, else self."
+            help="File or URL of the refiner that draws uncertainty maps (see: gapmap fit-refiner), self (the model is "
+            "asked itself: weak), or none. Default: the refiner beside the weights, else self."
         ),
     ] = None,
 ) -> None:
@@ -85,6 +90,9 @@ def label(
 
     for what, address in (("pool", pool), ("store", store), ("model", model)):
         check_address(address, what)
+    for what, asked in (("heads file", heads), ("refiner file", maps)):
+        if asked is not None:
+            check_address(asked, what)
     quiet_prefect()
     tether_server()
     from flows.console import LabelBar

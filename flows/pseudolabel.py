@@ -46,7 +46,10 @@ def pseudolabel(
     ],
     store: Annotated[str, Field(min_length=1, description="where the tables go: a folder or any fsspec URL")],
     model: Annotated[
-        str, Field(description="registry name (gapmap models), or path or URL of a checkpoint")
+        str,
+        Field(
+            description="registry name (gapmap models), path or URL of a checkpoint, or current:NAME = the version in use"
+        ),
     ] = "sam-nano",
     generate: Annotated[
         GenerateSettings | None, Field(description="generator settings; what is not set is the model's own")
@@ -68,26 +71,28 @@ def pseudolabel(
     heads: Annotated[
         str | None,
         Field(
-            description="file of the heads that score the masks, or none; those beside the weights if not given"
+            description="file or URL of the heads that score the masks, or none; those beside the weights if not given"
         ),
     ] = None,
     maps: Annotated[
         str | None,
         Field(
-            description="file of the refiner that draws uncertainty maps, self (the model itself) or none; the refiner "
-            "beside the weights, else self, if not given"
+            description="file or URL of the refiner that draws uncertainty maps, self (the model itself) or none; the "
+            "refiner beside the weights, else self, if not given"
         ),
     ] = None,
 ) -> RunSummary:
     """Label every image of the pool that the store does not hold yet for this model and these settings.
 
     Storage credentials come from the environment or fsspec's own configuration, never from parameters:
-    Prefect keeps parameters in its database.
+    Prefect keeps parameters in its database. A path that is not absolute is taken from where the flow runs: of
+    a deployment, the checkout.
     """
     from engine.mask_maker import MaskMaker
     from engine.models.allocator import keep_freed_memory
     from engine.models.loading import load_segmenter
     from engine.pool import check_address, list_pool
+    from engine.promotion import resolve_model
     from engine.pseudolabel import Pseudolabeller
     from engine.store import Store
     from engine.uncertainty.head_files import find_heads
@@ -95,16 +100,19 @@ def pseudolabel(
 
     for what, address in (("pool", pool), ("store", store), ("model", model)):
         check_address(address, what)
+    for what, asked in (("heads file", heads), ("refiner file", maps)):
+        if asked is not None:
+            check_address(asked, what)
     keep_freed_memory()
     log = get_run_logger()
     files = files or PoolSettings()
     target = Store(store)
-    segmenter = load_segmenter(model, device=device)
+    segmenter = load_segmenter(resolve_model(target, model), device=device)
     maker = MaskMaker(
         segmenter,
         generate or GenerateSettings(),
-        find_heads(segmenter, heads),
-        find_refiner(segmenter, maps),
+        find_heads(segmenter, _fetch(heads)),
+        find_refiner(segmenter, _fetch(maps)),
     )
     labeller = Pseudolabeller(maker, target, files, batch_size=batch_size)
     done = labeller.find_done(retry_errors=retry_errors)
@@ -142,6 +150,13 @@ def pseudolabel(
     progress.publish()
     publish_results(target, summary.model_dump())
     return summary
+
+
+def _fetch(address: str | None) -> str | None:
+    """What is at a URL as a local file; all else as it is."""
+    from engine.models.download import local_copy
+
+    return str(local_copy(address)) if address and "://" in address else address
 
 
 def _batches(items: Iterable[PoolItem]) -> Iterator[list[PoolItem]]:

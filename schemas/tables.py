@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-
-def _field(name: str, kind: pa.DataType, doc: str, *, nullable: bool = False) -> pa.Field:
-    return pa.field(name, kind, nullable=nullable, metadata={"doc": doc})
-
-
-_MODEL = _field("model", pa.string(), "model that made the row, name@version; hive partition key")
-_ATTEMPT = _field("attempt", pa.string(), "attempt whose files hold this image's masks")
-_TIME = pa.timestamp("us", tz="UTC")
+from schemas.fields import ATTEMPT as _ATTEMPT
+from schemas.fields import MODEL as _MODEL
+from schemas.fields import TIME as _TIME
+from schemas.fields import documented as _field
+from schemas.model_tables import MODELS, PROMOTIONS
 
 IMAGES = pa.schema(
     [
@@ -157,26 +154,6 @@ MAPS = pa.schema(
     ]
 )
 
-MODELS = pa.schema(
-    [
-        _field("model", pa.string(), "name@version; hive partition key"),
-        _field("name", pa.string(), "registry name, or the checkpoint's file name"),
-        _field("version", pa.string(), "first 12 hex digits of the SHA-256 of the weights file"),
-        _field("package", pa.string(), "segment-anything or sam2"),
-        _field("source", pa.string(), "where the weights came from (credentials removed)"),
-        _field("sha256", pa.string(), "SHA-256 of the weights file"),
-        _field("parameters", pa.int64(), "number of parameters"),
-        _field("image_size", pa.int32(), "side of the model's square input, pixels"),
-        _field(
-            "parent", pa.string(), "model it was fine-tuned from; NULL for one that was not", nullable=True
-        ),
-        _field("data", pa.string(), "JSON: what it was fine-tuned on", nullable=True),
-        _field("settings", pa.string(), "JSON: how it was fine-tuned", nullable=True),
-        _field("metrics", pa.string(), "JSON: how the fine-tuning went", nullable=True),
-        _field("created_at", _TIME, "when the row was written, UTC"),
-    ]
-)
-
 _OUTPUTS = pa.list_(pa.float32(), 3)
 
 TOKENS = pa.schema(
@@ -244,4 +221,5 @@ TABLES: dict[str, pa.Schema] = {
     "maps": MAPS,
     "tokens": TOKENS,
     "models": MODELS,
+    "promotions": PROMOTIONS,
 }

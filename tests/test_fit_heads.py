@@ -239,6 +239,39 @@ def test_a_copied_set_is_known_again_and_an_image_may_be_in_two_sets(nano: Segme
         file.write(b"changed")
     collect_tokens(store, sets, nano, maker, lambda *done: asked.append(done))
     assert len(asked) == 1, "only what changed is asked anew"
+    for given in ({"first": sets["first"]}, {"second": sets["second"]}, sets):
+        again = collect_tokens(store, given, nano, maker, lambda *done: asked.append(done))
+        assert [(again.data_N == name).sum() for name in given] == [len(first)] * len(given)
+    assert len(asked) == 1, "other pixels under the same labels are kept beside"
+    at_once = collect_tokens(Store(str(tmp_path / "other tokens")), sets, nano, maker)
+    assert [(at_once.data_N == name).sum() for name in sets] == [len(first)] * 2
+
+
+def test_an_image_is_in_the_group_that_its_set_says_now(nano: Segmenter, tmp_path: Path) -> None:
+    """Groups are never split: a group told later, or in a copy, must not leave samples in the old one."""
+    folder = write_coco(tmp_path / "first", range(950_000, 950_002))
+    store, maker = Store(str(tmp_path / "tokens")), TargetMaker(nano, None, objects=1, automatic=0)
+    images = read_coco(folder)
+    collect_tokens(store, {"first": images}, nano, maker)
+    copied = [replace(image, group="one slide") for image in images]
+    asked: list[tuple[int, int]] = []
+    both = collect_tokens(
+        store, {"first": images, "second": copied}, nano, maker, lambda *done: asked.append(done)
+    )
+    assert not asked
+    assert set(both.group_N) == {"first/00.png", "first/01.png", "second/one slide"}
+    assert set(both.group_N[both.data_N == "second"]) == {"second/one slide"}
+
+
+def test_rows_merged_in_the_store_are_known_again(nano: Segmenter, tmp_path: Path) -> None:
+    images = read_coco(write_coco(tmp_path / "set", range(950_000, 950_003)))
+    store, maker = Store(str(tmp_path / "tokens")), TargetMaker(nano, None, objects=1, automatic=0)
+    parts = [collect_tokens(store, {"set": [image]}, nano, maker) for image in images]
+    store.compact()
+    asked: list[tuple[int, int]] = []
+    whole = collect_tokens(store, {"set": images}, nano, maker, lambda *done: asked.append(done))
+    assert not asked
+    assert len(whole) == sum(map(len, parts)) > 3
 
 
 def test_what_was_asked_in_another_way_is_kept_beside(

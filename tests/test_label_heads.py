@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any, NoReturn
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -19,6 +22,7 @@ from engine.store import Store
 from engine.uncertainty.features import FEATURES
 from engine.uncertainty.head_files import find_heads, write_heads
 from engine.uncertainty.heads import GAPS, HeadSet, Pairing
+from flows.cli import main
 from schemas.errors import ConfigError
 from schemas.settings import GenerateSettings, PoolSettings
 
@@ -142,3 +146,83 @@ def test_heads_of_another_version_are_refused_before_anything_is_labelled(
     with pytest.raises(ConfigError, match="gapmap fit-heads"):
         find_heads(segmenter, str(tmp_path / "other"))
     assert not (tmp_path / "s").exists()
+
+
+def test_a_relative_file_of_heads_is_recorded_by_its_whole_path(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What Prefect records has to name the same file wherever the run is looked at or repeated."""
+    import flows.label_command
+    import flows.pseudolabel
+
+    recorded: dict[str, Any] = {}
+
+    def record(*_: object, **parameters: Any) -> NoReturn:
+        recorded.update(parameters)
+        raise ConfigError("recorded")
+
+    monkeypatch.setattr(flows.label_command, "tether_server", lambda: None)
+    monkeypatch.setattr(flows.pseudolabel, "pseudolabel", record)
+    monkeypatch.chdir(tmp_path)
+    for asked, expected in (
+        (["--heads", "a.heads", "--maps", "b/c.refiner"], [tmp_path / "a.heads", tmp_path / "b/c.refiner"]),
+        (["--heads", "~/a.heads", "--maps", "self"], [Path.home() / "a.heads", "self"]),
+        (["--heads", "s3://ours/a.heads", "--maps", "none"], ["s3://ours/a.heads", "none"]),
+        (["--heads", "none"], ["none", None]),
+    ):
+        with pytest.raises(SystemExit):
+            main(["label", "photos", "--store", "masks", *asked])
+        assert [recorded["heads"], recorded["maps"]] == [of and str(of) for of in expected]
+
+
+def test_heads_and_refiners_at_a_url_are_fetched(
+    segmenter: Segmenter, heads: HeadSet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As a worker on another machine reads them; those of another model show that they arrived whole."""
+    from prefect.logging import disable_run_logger
+
+    from flows.pseudolabel import pseudolabel
+
+    monkeypatch.setenv("GAPMAP_CACHE", str(tmp_path / "cache"))
+    of_another = HeadSet(**{**heads.__dict__, "model_id": "sam-nano@0123456789ab"})
+    write_heads(of_another, tmp_path / "other.heads.safetensors")
+    with fsspec.open("memory://ours/other.heads.safetensors", "wb") as file:
+        file.write((tmp_path / "other.heads.safetensors").read_bytes())
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"heads": "memory://ours/other.heads.safetensors"}, "fitted to sam-nano@0123456789ab"),
+        ({"heads": "memory://ours/none"}, "There is no .* at memory://ours/none"),
+        ({"maps": "memory://ours/other.heads.safetensors"}, "not to sam-nano@.*--maps self"),
+    ]
+    with disable_run_logger():
+        for asked, message in cases:
+            with pytest.raises(ConfigError, match=message):
+                pseudolabel.fn(str(tmp_path), str(tmp_path / "store"), device="cpu", **asked)
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(("option", "what"), [("heads", "heads file"), ("maps", "refiner file")])
+def test_files_of_heads_with_credentials_or_without_a_name_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str, what: str
+) -> None:
+    import flows.label_command
+    from flows.pseudolabel import pseudolabel
+
+    def heard() -> NoReturn:
+        raise AssertionError("Prefect hears of it")
+
+    monkeypatch.setattr(flows.label_command, "quiet_prefect", heard)
+    for address, message in (
+        (
+            "https://host/a.heads?X-Amz-Signature=s3cret",
+            f"The {what} https://host/a.heads carries credentials",
+        ),
+        ("", f"The {what} needs an address"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["label", "photos", "--store", "masks", f"--{option}", address])
+        said = capsys.readouterr().err
+        assert message in said
+        assert "s3cret" not in said
+        asked: dict[str, Any] = {option: address}
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            pseudolabel.fn("photos", "masks", **asked)

@@ -54,13 +54,14 @@ def test_heads_are_fitted_used_and_evaluated(tmp_path: Path) -> None:
 
     store = tmp_path / "masks"
     grid = ["--points-per-side", 6, "--pred-iou-thresh", 0.1, "--stability-score-thresh", 0.1]
-    labelling = gapmap("label", unseen, "--store", store, "--heads", heads, *grid)
+    relative = os.path.relpath(heads, ROOT)
+    labelling = gapmap("label", unseen, "--store", store, "--heads", relative, *grid)
     assert labelling.returncode == 0, labelling.stderr
     counts = gapmap(
         "query", "SELECT count(*) = count(task_gap) AND count(*) > 10 AS all_scored FROM masks", "--store", store, "--format", "csv",
     )  # fmt: skip
     assert "true" in counts.stdout.lower(), counts.stdout + counts.stderr
-    wrong = gapmap("label", unseen, "--store", store, "--heads", heads, "--model", "sam2-mini")
+    wrong = gapmap("label", unseen, "--store", store, "--heads", heads.as_uri(), "--model", "sam2-mini")
     assert wrong.returncode == 1
     assert "gapmap fit-heads" in wrong.stderr
 

@@ -86,9 +86,9 @@ def collect_tokens(
 
     Args:
         store: where they are kept; one of its own, for its `images` rows say what is done of labelled images.
-        sets: labelled images by name of their set.
+        sets: labelled images by name of their set; one that is in several counts in each.
         segmenter: whose tokens they are.
-        maker: makes the rows; other settings of it make the rows anew.
+        maker: makes the rows; other settings of it make other rows, beside these.
         progress: called with (images done, images in all).
     """
     described = {**maker.describe(), "features": FEATURES}

@@ -75,6 +75,12 @@ def commit_model(files: StoreFiles, known: pa.Table, record: Mapping[str, Any]) 
     write_part(files, "models", model, new_attempt(), table.to_batches())
 
 
+def commit_promotion(files: StoreFiles, record: Mapping[str, Any]) -> None:
+    """Add a decision to `promotions`: one row in one file, so that it is seen whole or not at all."""
+    table = conform("promotions", pa.Table.from_pylist([{"decided_at": datetime.now(UTC), **record}]))
+    write_part(files, "promotions", record["model"], new_attempt(), table.to_batches())
+
+
 def write_part(
     files: StoreFiles, table: str, model: str, attempt: str, batches: Iterable[pa.RecordBatch]
 ) -> int:

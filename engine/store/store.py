@@ -11,7 +11,7 @@ import pyarrow as pa
 from schemas.errors import ConfigError, GapmapError
 from schemas.tables import TABLES
 
-from .commit import commit_attempt, commit_model
+from .commit import commit_attempt, commit_model, commit_promotion
 from .compact import compact_store, sweep_store
 from .connection import DamagedStoreError, LostFileError, explained, open_connection, scan_files
 from .done import DoneIndex
@@ -104,6 +104,10 @@ class Store:
             scan = scan_files(con, "models", [self.files.url(f.path) for f in stored])
             known = con.sql(f"FROM {scan} ORDER BY created_at DESC LIMIT 1").to_arrow_table()
         commit_model(self.files, known, record)
+
+    def record_promotion(self, record: Mapping[str, Any]) -> None:
+        """Add a row of the `promotions` schema (without `decided_at`); from then on it counts."""
+        commit_promotion(self.files, record)
 
     def find_done(self, model: str, settings: str, *, retry_errors: bool = False) -> DoneIndex:
         """What is committed already of a model and canonical settings. With `retry_errors`, images that

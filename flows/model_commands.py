@@ -1,0 +1,112 @@
+"""The commands `gapmap models …`: which models there are, and which version is in use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.head_commands import DataOption
+from flows.store_commands import StoreOption
+
+models = typer.Typer(
+    name="models",
+    help="List the models that have a name; decide which version of one is in use.",
+    invoke_without_command=True,
+)
+
+
+@models.callback()
+def show_models(context: typer.Context) -> None:
+    """List the models that have a name: where each comes from, its size, and whether it is on this machine.
+
+    `gapmap label --model current:NAME` uses the version that was promoted.
+    """
+    if context.invoked_subcommand:
+        return
+    from engine.models.registry import MODELS
+
+    for entry in MODELS.values():
+        size = entry.path.stat().st_size if entry.path.is_file() else entry.size_bytes
+        here = "here" if entry.path.is_file() else "fetched at first use" if entry.url else "missing"
+        megabytes = f"{size / 1e6:6.0f} MB" if size else " " * 9
+        typer.echo(f"{entry.name:18} {entry.package:17} {megabytes}  {entry.licence:11} {here}")
+
+
+@models.command()
+def promote(
+    version: Annotated[str, typer.Argument(help="Weights of the new version: path or URL of a checkpoint.")],
+    store: StoreOption,
+    data: DataOption = None,
+    name: Annotated[
+        str | None, typer.Option(help="The model it is a version of. Default: what its file is called.")
+    ] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Images of a set, at most. Default: all.")] = None,
+    masks: Annotated[int, typer.Option(min=1, help="Masks of an image, at most, evenly spread.")] = 20,
+    device: Annotated[
+        str | None, typer.Option(help="cuda, cuda:N, mps or cpu. Default: the best there is.")
+    ] = None,
+) -> None:
+    """Put a new version in the place of the present one, if it is better where neither has learnt.
+
+    Both answer with 1, 3 and 5 points on what is kept out of the labelled sets (the last fifth of their groups). The new
+    one is promoted if no task loses more than half a point of IoU and the mean gains; else it is refused, and the
+    command ends with 2. The verdict and its numbers are rows of the table promotions.
+
+    Example: gapmap models promote models/0f3a9c01b2c3/sam-nano.safetensors --store masks/ --data labelled/
+    """
+    from engine.evaluate.interactive import choose_images
+    from engine.learn.data import read_sets, split_groups
+    from engine.models.allocator import keep_freed_memory
+    from engine.models.loading import load_segmenter
+    from engine.promotion import find_current, promote_model
+    from engine.store import Store
+    from flows.console import steps_progress
+    from schemas.errors import ConfigError
+
+    if not data:
+        raise ConfigError("There is nothing to judge on. Give labelled images: --data FOLDER")
+    opened = Store(store)
+    opened.check_exists()
+    held = {set_name: split_groups(of)[1] for set_name, of in read_sets(data).items()}
+    held = {set_name: of for set_name, of in held.items() if of}
+    if not held:
+        raise ConfigError(
+            "The sets have too few groups of images to keep any out. Give sets of three groups or more."
+        )
+    keep_freed_memory()
+    address = version if "://" in version or not Path(version).exists() else str(Path(version).absolute())
+    new = load_segmenter(address, device=device)
+    present = load_segmenter(find_current(opened, name or new.name).source, device=device)
+    with steps_progress(f"{new.model_id} against {present.model_id}") as progress:
+        verdict = promote_model(
+            opened,
+            new,
+            present,
+            choose_images(held, images, masks),
+            name=name or new.name,
+            progress=lambda model, done, total: progress(
+                done + total * (model == present.model_id), 2 * total
+            ),
+        )
+    typer.echo(f"{'promoted' if verdict.passed else 'refused'}: {verdict.reason}")
+    if not verdict.passed:
+        raise typer.Exit(2)
+
+
+@models.command()
+def rollback(
+    store: StoreOption,
+    name: Annotated[str, typer.Argument(help="The model whose last promotion is undone.")] = "sam-nano",
+) -> None:
+    """Put the version back that was in use before the present one.
+
+    Example: gapmap models rollback sam-nano --store masks/
+    """
+    from engine.promotion import roll_back
+    from engine.store import Store
+
+    opened = Store(store)
+    opened.check_exists()
+    typer.echo(f"in use again: {roll_back(opened, name).model}")

@@ -1,0 +1,137 @@
+"""A new version takes the place of the present one only if it is better, and going back is one command."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from coco_folder import write_coco
+from safetensors.torch import load_file, save_file
+
+from engine.evaluate.bootstrap import Difference
+from engine.evaluate.gate import decide
+from engine.models.registry import MODELS
+from engine.promotion import find_current, roll_back
+from engine.store import Store
+from schemas.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+
+
+def difference(task: str, mean: float, low: float = -0.1, high: float = 0.1) -> Difference:
+    return Difference(task, 1, "miou", mean, low, high, 50)
+
+
+def test_a_gain_of_the_mean_passes_if_no_task_pays_for_it() -> None:
+    gains = [difference("salient", 0.02), difference("part", -0.004), difference("all", 0.01)]
+    assert decide(gains).passed
+    loses = [difference("salient", 0.03), difference("part", -0.006), difference("all", 0.01)]
+    verdict = decide(loses)
+    assert not verdict.passed
+    assert "part loses 0.6 points" in verdict.reason
+    surely = [
+        difference("salient", 0.03),
+        difference("part", -0.004, -0.007, -0.001),
+        difference("all", 0.01),
+    ]
+    assert not decide(surely).passed, "a small loss, but a certain one"
+    level = [difference("salient", 0.0), difference("all", 0.0)]
+    assert "does not gain" in decide(level).reason
+    boundary = Difference("salient", 1, "mbiou", -0.3, -0.4, -0.2, 50)
+    assert decide([*gains, boundary]).passed, "the gate is about IoU"
+
+
+def record(store: Store, model: str, action: str, source: str, previous: str, previous_source: str) -> None:
+    store.record_promotion(
+        {
+            "model": model,
+            "name": "sam-nano",
+            "action": action,
+            "source": source,
+            "previous": previous,
+            "previous_source": previous_source,
+            "reason": "a test",
+        }
+    )
+
+
+def test_going_back_twice_goes_two_versions_back(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    assert find_current(store, "sam-nano").source == "sam-nano"
+    record(store, "sam-nano@1", "promoted", "m/1", "sam-nano@0", "sam-nano")
+    record(store, "sam-nano@x", "refused", "m/x", "sam-nano@1", "m/1")
+    assert find_current(store, "sam-nano").source == "m/1"
+    record(store, "sam-nano@2", "promoted", "m/2", "sam-nano@1", "m/1")
+    assert roll_back(store, "sam-nano").model == "sam-nano@1"
+    assert find_current(store, "sam-nano").source == "m/1"
+    assert roll_back(store, "sam-nano").model == "sam-nano@0"
+    assert find_current(store, "sam-nano").source == "sam-nano"
+    with pytest.raises(ConfigError, match="nothing to go back to"):
+        roll_back(store, "sam-nano")
+    record(store, "sam-nano@3", "promoted", "m/3", "sam-nano@0", "sam-nano")
+    assert roll_back(store, "sam-nano").model == "sam-nano@0"
+    with pytest.raises(ConfigError, match="nothing to go back from"):
+        roll_back(store, "other")
+    with pytest.raises(ConfigError, match="No version of other was promoted"):
+        find_current(store, "other")
+
+
+def gapmap(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "flows.cli", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+
+
+def spoil(path: Path, seed: int) -> Path:
+    """sam-nano with its decoder disturbed."""
+    weights = load_file(MODELS["sam-nano"].path)
+    generator = torch.Generator().manual_seed(seed)
+    for name, value in weights.items():
+        if name.startswith("mask_decoder.output_hypernetworks"):
+            weights[name] = value + 0.1 * torch.randn(value.shape, generator=generator).to(value.dtype)
+    path.parent.mkdir()
+    save_file(weights, path, {"architecture": "sam-nano", "image_size": "512"})
+    return path
+
+
+@pytest.mark.slow
+def test_a_worse_version_is_refused_and_a_better_one_labels_from_then_on(tmp_path: Path) -> None:
+    labelled = write_coco(tmp_path / "labelled", range(980_000, 980_015))
+    pool = write_coco(tmp_path / "pool", range(981_000, 981_001))
+    store = tmp_path / "masks"
+    few = ["--points-per-side", 4, "--maps", "none"]
+    first = gapmap("label", pool, "--store", store, *few)
+    assert first.returncode == 0, first.stderr
+    spoilt = spoil(tmp_path / "spoilt" / "sam-nano.safetensors", 0)
+    refused = gapmap("models", "promote", spoilt, "--store", store, "--data", labelled)
+    assert refused.returncode == 2, refused.stderr
+    assert refused.stdout.startswith("refused: ")
+    [row] = Store(str(store)).query("FROM promotions").to_pylist()
+    assert row["action"] == "refused"
+    assert json.loads(row["numbers"])["images"] == {"labelled": 3}
+    assert find_current(Store(str(store)), "sam-nano").source == "sam-nano"
+
+    # As if the spoilt one were in use: then the shipped one is better.
+    record(Store(str(store)), row["model"], "promoted", str(spoilt), "sam-nano@0", "sam-nano")
+    again = gapmap("models", "promote", "sam-nano", "--store", store, "--data", labelled)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert again.stdout.startswith("promoted: no task loses")
+    back = gapmap("models", "rollback", "sam-nano", "--store", store)
+    assert back.returncode == 0, back.stderr
+    assert row["model"] in back.stdout
+    labelling = gapmap("label", pool, "--store", store, "--model", "current:sam-nano", *few)
+    assert labelling.returncode == 0, labelling.stderr
+    models = Store(str(store)).query("SELECT DISTINCT model FROM images").to_pylist()
+    assert {"model": row["model"]} in models, "current:sam-nano is the version that is in use"
+
+
+def test_what_cannot_work_says_what_to_do(tmp_path: Path) -> None:
+    nothing = gapmap("models", "promote", "sam-nano", "--store", tmp_path)
+    assert nothing.returncode == 1
+    assert "--data FOLDER" in nothing.stderr
+    nowhere = gapmap("models", "rollback", "sam-nano", "--store", tmp_path / "none")
+    assert nowhere.returncode == 1
+    assert "no store" in nowhere.stderr
