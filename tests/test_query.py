@@ -18,6 +18,7 @@ from engine.store import Snapshot, Store, write_result
 from engine.store.connection import LostFileError
 from engine.store.query import fence, run_sql
 from schemas.errors import ConfigError, QueryError
+from schemas.tables import TABLES
 
 pytest_plugins = ("store_fixtures",)
 
@@ -66,7 +67,7 @@ def test_reading_statements_work(filled: Store, sql: str) -> None:
 
 
 def test_only_the_tables_are_shown(filled: Store) -> None:
-    assert fetch(filled, "SHOW TABLES") == [("images",), ("masks",), ("models",), ("tokens",)]
+    assert [name for (name,) in fetch(filled, "SHOW TABLES")] == sorted(TABLES)
 
 
 ESCAPES = [
@@ -206,7 +207,7 @@ def test_a_bucket_is_fenced_too(s3_root: tuple[str, dict[str, Any]], tmp_path: P
 def test_a_wrong_table_or_column_names_the_nearest(filled: Store) -> None:
     with pytest.raises(
         QueryError,
-        match=r"no table 'mask' in the store\. Did you mean 'masks'\? Known: images, masks, models, tokens",
+        match=r"no table 'mask' in the store\. Did you mean 'masks'\? Known: images, maps, masks, models, promotions, tokens",
     ):
         filled.query("SELECT * FROM mask")
     with pytest.raises(QueryError, match=r"no column 'uncertanty'\. Did you mean 'uncertainty'\?"):
