@@ -82,7 +82,7 @@ def test_going_back_twice_goes_two_versions_back(tmp_path: Path) -> None:
 
 def gapmap(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "flows.cli", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
 
 
 def spoil(path: Path, seed: int) -> Path:

@@ -31,7 +31,7 @@ def test_the_commands_and_the_python_of_the_readme_run(
     assert len(blocks) >= 2
     result = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", "\n".join(blocks)],
-        cwd=home, env=prefect_server, capture_output=True, text=True, timeout=900,
+        cwd=home, env=prefect_server, capture_output=True, text=True, timeout=2400,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
     assert "truncated" in result.stdout, "the query for errors shows the broken file"
