@@ -9,7 +9,7 @@ from typing import Any
 
 from engine.evaluate.gate import Verdict, compare_models
 from engine.learn.data import LabelledImage
-from engine.models.registry import MODELS
+from engine.models.registry import MODELS, entry_of
 from engine.models.segmenter import Segmenter
 from engine.store import Store
 from schemas.errors import ConfigError
@@ -144,10 +144,7 @@ def _record(
 
 def _address(segmenter: Segmenter) -> str:
     """What `load_segmenter` takes to load it again."""
-    entry = MODELS.get(segmenter.name)
-    ships = entry is not None and (
-        entry.sha256 == segmenter.sha256 or segmenter.source == f"weights/{entry.path.name}"
-    )
+    ships = entry_of(segmenter.name, segmenter.sha256, segmenter.source)
     return segmenter.name if ships else segmenter.source
 
 

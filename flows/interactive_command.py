@@ -17,6 +17,16 @@ if TYPE_CHECKING:
     from engine.learn.data import LabelledImage
 
 
+KeptOutOption = Annotated[
+    bool,
+    typer.Option(
+        "--kept-out/--all",
+        help="Of each set only what is never learnt from: the last fifth of its groups, and images that the "
+        "shipped models were kept from. Use it for sets that a model learnt from.",
+    ),
+]
+
+
 def interactive(
     data: DataOption = None,
     model: Annotated[str, typer.Option(help="Registry name, or path or URL of a checkpoint.")] = "sam-nano",
@@ -29,14 +39,7 @@ def interactive(
     points: Annotated[
         str, typer.Option(help="Numbers of clicks to report, 1 to 20, with commas between.")
     ] = "1,3,5",
-    kept_out: Annotated[
-        bool,
-        typer.Option(
-            "--kept-out/--all",
-            help="Of each set only what is never learnt from: the last fifth of its groups, and images that the "
-            "shipped models were kept from. Use it for sets that a model learnt from.",
-        ),
-    ] = False,
+    kept_out: KeptOutOption = False,
     images: Annotated[
         int | None, typer.Option(min=1, help="Images of a set, at most, evenly spread. Default: all.")
     ] = None,
@@ -74,7 +77,7 @@ def interactive(
 
     from engine.learn.data import read_sets
 
-    parted = _part_sets(read_sets(data), kept_out)
+    parted = part_sets(read_sets(data), kept_out)
 
     from engine.evaluate.bootstrap import paired_bootstrap
     from engine.evaluate.interactive import choose_images, evaluate_interactive
@@ -122,7 +125,7 @@ def _read_points(text: str) -> list[int]:
     return sorted({int(word) for word in words})
 
 
-def _part_sets(sets: dict[str, list[LabelledImage]], kept_out: bool) -> dict[str, list[LabelledImage]]:
+def part_sets(sets: dict[str, list[LabelledImage]], kept_out: bool) -> dict[str, list[LabelledImage]]:
     """Unknown modalities apart, and of all else only what is not learnt from, if so asked."""
     from engine.learn.data import learnable_images, split_unknown
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json as json_text
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from flows.head_commands import DataOption
+from flows.interactive_command import KeptOutOption, part_sets
 from flows.store_commands import StoreOption
-
-if TYPE_CHECKING:
-    from engine.learn.data import LabelledImage
 
 
 def evaluate_maps(
@@ -24,14 +22,7 @@ def evaluate_maps(
             help="File of the refiner, or self (the model is asked itself). Default: the refiner beside the weights, else self."
         ),
     ] = None,
-    kept_out: Annotated[
-        bool,
-        typer.Option(
-            "--kept-out/--all",
-            help="Of each set only what is never learnt from: the last fifth of its groups. --all for sets that "
-            "nothing was fitted to.",
-        ),
-    ] = True,
+    kept_out: KeptOutOption = False,
     images: Annotated[int, typer.Option(min=1, help="Images of a set, at most, evenly spread.")] = 60,
     json: Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Picture (PNG) to write.")] = None,
@@ -43,8 +34,9 @@ def evaluate_maps(
 
     Example: gapmap evaluate maps --data labelled/ --plot validity.png
     """
+    from engine.evaluate.interactive import choose_images
     from engine.evaluate.map_validity import evaluate_maps as evaluate
-    from engine.learn.data import learnable_images, read_sets, split_unknown, spread_evenly
+    from engine.learn.data import read_sets
     from engine.models.allocator import keep_freed_memory
     from engine.models.loading import load_segmenter
     from engine.uncertainty.refiner_files import find_refiner
@@ -53,13 +45,9 @@ def evaluate_maps(
 
     if maps == "none":
         raise ConfigError("Without maps there is nothing to evaluate. Name a refiner's file, or self.")
-    sets: dict[str, list[LabelledImage]] = {}
-    for name, of in read_sets(data or []).items():
-        learnt = {image.name for image in learnable_images(of)} if kept_out else set()
-        sets |= split_unknown(name, [image for image in of if image.name not in learnt])
-    if not sets:
+    if not data:
         raise ConfigError("There is nothing to evaluate on. Give labelled images: --data FOLDER")
-    sets = {name: spread_evenly(of, images) for name, of in sets.items()}
+    sets = choose_images(part_sets(read_sets(data), kept_out), images)
     keep_freed_memory()
     segmenter = load_segmenter(model, device=device)
     refiner = find_refiner(segmenter, maps)

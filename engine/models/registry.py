@@ -89,3 +89,11 @@ _ENTRIES = (
 )
 
 MODELS: dict[str, ModelEntry] = {entry.name: entry for entry in _ENTRIES}
+
+
+def entry_of(name: str, sha256: str, source: str) -> ModelEntry | None:
+    """The entry that a loaded model is of; None for another version that has the same name."""
+    entry = MODELS.get(name)
+    if entry and (entry.sha256 == sha256 or source == f"weights/{entry.path.name}"):
+        return entry
+    return None

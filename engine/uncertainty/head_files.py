@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.models.cache import compute_sha256
-from engine.models.registry import MODELS
+from engine.models.registry import entry_of
 from engine.uncertainty.heads import HeadSet, Pairing
 from schemas.errors import CheckpointError
 
@@ -53,8 +53,8 @@ def beside_weights(segmenter: Segmenter, suffix: str) -> Path | None:
 
     A fine-tuned model may have the name of the one it began as: what is asked for is where it lies itself.
     """
-    entry = MODELS.get(segmenter.name)
-    if entry and (entry.sha256 == segmenter.sha256 or segmenter.source == f"weights/{entry.path.name}"):
+    entry = entry_of(segmenter.name, segmenter.sha256, segmenter.source)
+    if entry:
         return entry.path.parent / f"{entry.name}{suffix}"
     if "://" in segmenter.source or not segmenter.source:
         return None
