@@ -14,6 +14,7 @@ from engine.learn.training_images import human_images, pseudo_labelled_images
 from engine.models.export import describe_model, write_model
 from engine.models.loading import load_segmenter
 from engine.models.segmenter import Segmenter
+from engine.report.learning_plots import draw_learning
 from engine.store import Store
 from schemas.errors import ConfigError
 from schemas.settings import FinetuneSettings
@@ -40,7 +41,7 @@ def finetune_model(
     most_uncertain: float = 1.0,
     progress: Callable[[int, int, dict[str, float]], None] | None = None,
 ) -> ModelVersion:
-    """Fine-tune a model and write the new version to OUT/VERSION/NAME.safetensors.
+    """Fine-tune a model and write the new version to OUT/VERSION/NAME.safetensors, and how it went to learning.png there.
 
     Killed at any moment, the same call goes on from the last checkpoint.
 
@@ -79,6 +80,7 @@ def finetune_model(
         "metrics": {"step": made.step, "history": made.history},
     }
     path = write_model(made.weights, made.task_prompt_4C, out, segmenter.name, segmenter.image_size, about)
+    draw_learning(made.history, path.with_name("learning.png"), title=f"{segmenter.model_id}, fine-tuned")
     checkpoint.unlink(missing_ok=True)
     new = load_segmenter(path, device=segmenter.device)
     texts = {key: json.dumps(about[key], sort_keys=True) for key in ("data", "settings", "metrics")}

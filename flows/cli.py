@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.ablation_command import ablation
 from flows.evaluate_commands import evaluate
 from flows.finetune_command import finetune
 from flows.head_commands import fit_heads
@@ -29,6 +30,7 @@ app = typer.Typer(
 for _command in (label, query, export, compact, sheet, show, fit_heads, fit_refiner, finetune):
     app.command()(_command)
 evaluate.command(name="maps")(evaluate_maps)
+evaluate.command()(ablation)
 app.add_typer(evaluate)
 app.add_typer(models)
 

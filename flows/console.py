@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -14,6 +14,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -21,6 +22,12 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from flows.pseudolabel import RunSummary
+
+
+class StepsShown(Protocol):
+    """Takes steps done, steps in all, and how it goes."""
+
+    def __call__(self, done: int, total: int, how: str = "", /) -> None: ...
 
 
 class LabelBar:
@@ -107,17 +114,17 @@ def query_progress() -> Iterator[Callable[[float], None] | None]:
 
 
 @contextmanager
-def steps_progress(what: str, every_s: float = 30.0) -> Iterator[Callable[[int, int], None]]:
-    """A callback for (steps done, steps in all), shown as a bar; off a terminal as a line every so often."""
+def steps_progress(what: str, every_s: float = 30.0) -> Iterator[StepsShown]:
+    """A callback for (steps done, steps in all, how it goes), shown as a bar; off a terminal as a line every so often."""
     console = Console(stderr=True)
     if not console.is_terminal:
         told = time.monotonic()
 
-        def tell(done: int, total: int) -> None:
+        def tell(done: int, total: int, how: str = "") -> None:
             nonlocal told
             if time.monotonic() - told >= every_s:
                 told = time.monotonic()
-                console.print(f"{what}: {done}/{total}", highlight=False)
+                console.print(f"{what}: {done}/{total}{how and f'  {how}'}", highlight=False)
 
         yield tell
         return
@@ -126,8 +133,36 @@ def steps_progress(what: str, every_s: float = 30.0) -> Iterator[Callable[[int, 
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[how]}"),
         console=console,
         transient=True,
     ) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        task = bar.add_task("", total=None, how="")
+        yield lambda done, total, how="": bar.update(task, completed=done, total=total, how=how)
+
+
+@contextmanager
+def phases_progress(every_s: float = 30.0) -> Iterator[Callable[[str, int, int], None]]:
+    """A callback for (what is being done, steps done, steps in all), a bar for each; off a terminal lines as above."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        told, last = time.monotonic(), ""
+
+        def tell(what: str, done: int, total: int) -> None:
+            nonlocal told, last
+            if what != last or time.monotonic() - told >= every_s:
+                told, last = time.monotonic(), what
+                console.print(f"{what}: {done}/{total}", highlight=False)
+
+        yield tell
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield show

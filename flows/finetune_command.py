@@ -84,7 +84,7 @@ def finetune(
     from flows.console import steps_progress
     from tasks.progress import hearing_steps
 
-    with steps_progress("fine-tuning") as bar, hearing_steps(lambda done, total, _: bar(done, total)):
+    with steps_progress("fine-tuning") as bar, hearing_steps(bar):
         from flows.finetune import finetune as run
 
         summary = run(

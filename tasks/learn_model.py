@@ -44,7 +44,10 @@ def learn_model(
 
     def progress(done: int, total: int, looked: dict[str, float]) -> None:
         nonlocal told
-        tell_steps(done, total, f"held-out IoU {looked['iou']:.3f}" if looked["iou"] else "")
+        how = f"loss {looked['loss']:.3f}" if looked["step"] else ""
+        tell_steps(
+            done, total, how + (f", held-out IoU {looked['iou']:.3f}" if how and looked["iou"] else "")
+        )
         if looked["step"] != told:
             told = looked["step"]
             update_progress_artifact(artifact, 100 * done / total)  # type: ignore[arg-type]

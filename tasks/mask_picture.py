@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import numpy as np
 
@@ -39,6 +38,7 @@ def draw_mask_picture(store: Store, mask_id: str, out: Path | None = None) -> Pa
     from engine.masks.rle import decode_rle
     from engine.pool import read_image
     from engine.report.map_plots import draw_mask
+    from engine.report.whole_file import written_whole
 
     row = _find_mask(store, mask_id)
     path = out or Path(f"{row['mask_id']}.png")
@@ -63,12 +63,8 @@ def draw_mask_picture(store: Store, mask_id: str, out: Path | None = None) -> Pa
     )
     lines = (name, f"{row['area']} px, SamScore {row['sam_score']:.2f}{predicted}", unsure)
     page = draw_mask(image.pixels, mask_HW, map_HW, f"{row['mask_id']}   {row['model']}", lines)
-    part = path.with_name(f".{path.stem}-{uuid4().hex}.png")
-    try:
+    with written_whole(path) as part:
         page.save(part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 

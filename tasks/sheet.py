@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 from schemas.errors import ConfigError, ImageError
 from schemas.records import PoolItem
@@ -46,6 +45,7 @@ def draw_sheet(store: Store, out: Path, *, images: int = 12, model: str | None =
     """
     from engine.pool import read_image
     from engine.report.contact_sheet import SheetCell, draw_contact_sheet, draw_masks
+    from engine.report.whole_file import written_whole
 
     _check_out(out)
     if model is None:
@@ -75,12 +75,8 @@ def draw_sheet(store: Store, out: Path, *, images: int = 12, model: str | None =
         raise ConfigError(
             "None of the images can be opened as they were: the pool was moved, deleted or replaced since it was labelled."
         )
-    part = out.with_name(f".{out.stem}-{uuid4().hex}{out.suffix}")
-    try:
+    with written_whole(out) as part:
         draw_contact_sheet(cells, title=model).save(part)
-        part.replace(out)
-    finally:
-        part.unlink(missing_ok=True)
     return left_out
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _LEAST_CELLS = 4
 
 _PSEUDO_LABELS = """
-    SELECT i.image_id, i.uri, i.fingerprint, m.mask_id, m.rle, m.height, m.width,
+    SELECT i.image_id, i.uri, i.fingerprint, m.mask_id, m.rle, m.height, m.width, m.point_x, m.point_y,
            p.x0 AS map_x0, p.y0 AS map_y0, p.x1 AS map_x1, p.y1 AS map_y1, p.rows, p.columns, p.values
     FROM (SELECT image_id, min(uri) AS uri, arg_min(fingerprint, uri) AS fingerprint
           FROM images WHERE model = $1 GROUP BY image_id) i
@@ -41,12 +41,18 @@ _PSEUDO_LABELS = """
 
 @dataclass(frozen=True)
 class TrainingMask:
-    """One mask: COCO run lengths, its task (place in `TASKS`), and its uncertainty; None for a mask of a person."""
+    """One mask: COCO run lengths and its task (place in `TASKS`).
+
+    Attributes:
+        uncertainty: its map; None for a mask of a person.
+        point: x, y (image pixels) of the prompt that it came of; None for a mask of a person.
+    """
 
     counts: str
     size: tuple[int, int]
     task: int
     uncertainty: MapCrop | None = None
+    point: tuple[float, float] | None = None
 
     def decode(self) -> np.ndarray:
         """bool HW."""
@@ -126,7 +132,16 @@ def pseudo_labelled_images(
         )
     made = []
     for image_id, rows in by_image.items():
-        found = [TrainingMask(row["rle"], (row["height"], row["width"]), 0, _read_map(row)) for row in rows]
+        found = [
+            TrainingMask(
+                row["rle"],
+                (row["height"], row["width"]),
+                0,
+                _read_map(row),
+                (row["point_x"], row["point_y"]),
+            )
+            for row in rows
+        ]
         if any(mask.uncertainty is None for mask in found):
             raise ConfigError(
                 f"Masks of {model} in {store.files.label} have no uncertainty maps: they were labelled with --maps none. "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from uuid import uuid4
 
 import cv2
 import numpy as np
@@ -15,6 +14,7 @@ from engine.evaluate.mask_results import MaskResult
 from engine.learn.data import LabelledImage
 from engine.masks.rle import decode_rle
 from engine.report.contact_sheet import CELL_SIDE, SheetCell, draw_contact_sheet
+from engine.report.whole_file import written_whole
 from schemas.records import TASKS
 
 _PAPER, _INK = (250, 250, 248), (30, 30, 34)
@@ -198,9 +198,5 @@ def _surroundings(
 
 
 def _save(page: Image.Image, path: Path) -> None:
-    part = path.with_name(f".{path.stem}-{uuid4().hex}.png")
-    try:
+    with written_whole(path) as part:
         page.save(part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from engine.report.whole_file import written_whole
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#1e1e22", "#b4b4bc")
 _PAPER, _INK, _SECOND = (250, 250, 248), (30, 30, 34), (110, 110, 118)
@@ -53,12 +54,8 @@ def draw_validity(result: Mapping[str, Any], path: Path) -> None:
     )
     upper.legend(frameon=False, fontsize=8, loc="lower right")
     lower.set(yscale="log", ylabel="of all cells, %", xlabel="certainty c = 1 - u of cells around a mask")
-    part = path.with_name(f".{path.stem}-{uuid4().hex}.png")
-    try:
+    with written_whole(path) as part:
         figure.savefig(part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def draw_mask(

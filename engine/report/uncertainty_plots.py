@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
+
+from engine.report.whole_file import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -237,12 +238,8 @@ def _figure(result: Mapping[str, Any], title: str, width: float, height: float, 
 
 
 def _save(figure: Figure, path: Path) -> None:
-    part = path.with_name(f".{path.stem}-{uuid4().hex}{path.suffix}")
-    try:
+    with written_whole(path) as part:
         figure.savefig(part, metadata={"Software": None})  # the version of matplotlib would change the file
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _finite(*values: float | None) -> bool:
