@@ -4,13 +4,15 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 # Labelled sets for `make weights`, as COCO folders; without any, procedural scenes alone.
 DATA := $(wildcard ../shared/data/nuclei/labelled ../shared/data/everyday)
+# The version whose ways the review room knows; its packages are apart from gapmap's.
+LABEL_STUDIO := 1.23.2
 PRETRAIN := $(BIN)/python -m engine.learn.pretrain
 LEARN_FROM := $(if $(DATA),--data $(DATA))
 
 FIT := $(BIN)/gapmap fit-heads --tokens runs/tokens --scenes 150 --calibrate-on scenes $(foreach set,$(DATA),--data $(set))
 JUDGE := $(foreach set,$(wildcard ../shared/data/blood-cells ../shared/data/car-parts ../shared/data/salient),--evaluate-on $(set))
 
-.PHONY: help install demo test test-fast lint lock weights heads clean
+.PHONY: help install demo review test test-fast lint lock weights heads clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +31,9 @@ $(STAMP): requirements.lock pyproject.toml
 demo: install  ## label a sample pool and show the ten most uncertain masks
 	$(BIN)/python -m flows.demo
 
+review: install  ## a Label Studio server for the people who answer, on this machine; Ctrl-C ends it
+	$(BIN)/gapmap review-server
+
 test: install lint  ## what CI runs: ruff, mypy, and every test, the long ones against real servers too
 	$(BIN)/python -m pytest
 
@@ -42,6 +47,7 @@ lint: install
 
 lock: install  ## pin what pyproject.toml asks for, names and versions only
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --group dev --no-annotate --no-header --upgrade pyproject.toml -o requirements.lock
+	echo "label-studio==$(LABEL_STUDIO)" | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header --upgrade - -o label-studio.lock
 
 weights: install  ## train sam-nano, then sam2-mini from it (three hours on one core; goes on where it was)
 	$(PRETRAIN) sam-nano --steps 3000 --scenes 1200 --folder runs/sam-nano-1 $(LEARN_FROM)

@@ -23,6 +23,7 @@ ROOMS = (
     "generate",
     "uncertainty",
     "store",
+    "review",
     "learn",
     "evaluate",
     "report",
