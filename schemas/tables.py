@@ -9,6 +9,7 @@ from schemas.fields import MODEL as _MODEL
 from schemas.fields import TIME as _TIME
 from schemas.fields import documented as _field
 from schemas.model_tables import MODELS, PROMOTIONS
+from schemas.review_tables import LABELS, REVIEWS
 
 IMAGES = pa.schema(
     [
@@ -222,4 +223,6 @@ TABLES: dict[str, pa.Schema] = {
     "tokens": TOKENS,
     "models": MODELS,
     "promotions": PROMOTIONS,
+    "reviews": REVIEWS,
+    "labels": LABELS,
 }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,16 @@ def commit_promotion(files: StoreFiles, record: Mapping[str, Any]) -> None:
     """Add a decision to `promotions`: one row in one file, so that it is seen whole or not at all."""
     table = conform("promotions", pa.Table.from_pylist([{"decided_at": datetime.now(UTC), **record}]))
     write_part(files, "promotions", record["model"], new_attempt(), table.to_batches())
+
+
+def commit_rows(files: StoreFiles, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add rows to a table that belongs to no shard: one file for each run of rows of one model, in their order.
+
+    Killed in between, it has added those before; so rows whose order says how far a reader got are safe.
+    """
+    for model, of in groupby(rows, key=lambda row: row["model"]):
+        ready = conform(table, pa.Table.from_pylist(list(of)))
+        write_part(files, table, model, new_attempt(), ready.to_batches(max_chunksize=ROW_GROUP_ROWS))
 
 
 def write_part(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from schemas.tables import TABLES
 
@@ -71,6 +71,10 @@ class Snapshot:
     def __exit__(self, *_: object) -> None:
         self.con.close()
 
+    def rows(self, sql: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Result of a query of our own, which names its parameters $so, as dicts."""
+        return self.con.sql(sql, params=dict(parameters) or None).to_arrow_table().to_pylist()
+
     def scan(self, table: str, urls: Sequence[str]) -> str:
         """SQL that reads files of a table with the columns of its schema; NULL where a file has none."""
         return scan_files(self.con, table, urls)
@@ -126,11 +130,7 @@ class Snapshot:
             self._create_view(table, branches)
         for table in self.tables.keys() - set(SHARD_TABLES):
             stored = _by_model((f.model, self._files.url(f.path)) for f in self.tables[table].values())
-            newest = (
-                " QUALIFY row_number() OVER (PARTITION BY model ORDER BY created_at DESC) = 1"
-                if table == "models"
-                else ""
-            )
+            newest = f" QUALIFY {_NEWEST[table]} = 1" if table in _NEWEST else ""
             self._create_view(table, [self._branch(table, model, urls) for model, urls in stored], newest)
 
     def _branch(self, table: str, model: str, urls: list[str], join: str = "") -> str:
@@ -149,6 +149,12 @@ class Snapshot:
         self.con.execute(f'CREATE VIEW "{table}" AS SELECT * FROM ({query}){suffix}')
 
 
+# Of rows that say the same thing anew, those that are seen.
+_NEWEST = {
+    "models": "row_number() OVER (PARTITION BY model ORDER BY created_at DESC)",
+    "reviews": "row_number() OVER (PARTITION BY queue, item_key ORDER BY written_at DESC)",
+    "labels": "rank() OVER (PARTITION BY queue, annotation_id ORDER BY pulled_at DESC)",
+}
 _JOINS = {
     "whole": "",
     "partly": "ANTI JOIN (SELECT attempt, image_id FROM internal.hidden WHERE model = {model}) h USING (attempt, image_id)",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 from schemas.errors import ConfigError, GapmapError
 from schemas.tables import TABLES
 
-from .commit import commit_attempt, commit_model, commit_promotion
+from .commit import commit_attempt, commit_model, commit_promotion, commit_rows
 from .compact import compact_store, sweep_store
 from .connection import DamagedStoreError, LostFileError, explained, open_connection, scan_files
 from .done import DoneIndex
@@ -108,6 +108,10 @@ class Store:
     def record_promotion(self, record: Mapping[str, Any]) -> None:
         """Add a row of the `promotions` schema (without `decided_at`); from then on it counts."""
         commit_promotion(self.files, record)
+
+    def append(self, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add rows to `reviews` or `labels`, in their order; from then on they count."""
+        commit_rows(self.files, table, rows)
 
     def find_done(self, model: str, settings: str, *, retry_errors: bool = False) -> DoneIndex:
         """What is committed already of a model and canonical settings. With `retry_errors`, images that

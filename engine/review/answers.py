@@ -1,0 +1,201 @@
+"""What people answered, as rows of `labels`: one row a region, and one for every mask that they did not keep."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from engine.masks.rle import decode_rle, encode_masks
+from engine.review.label_studio_json import COMMENT, KIND, KINDS, VERDICT
+from engine.review.queue import AnsweredTask
+from engine.review.shapes import draw_region, is_shape
+
+_NO_OBJECT = "no object"
+
+
+@dataclass(frozen=True)
+class AskedItem:
+    """What a task asks about, as the store knows it.
+
+    Attributes:
+        image_id, model, size: as in `ReviewItem`.
+        mask_ids: masks that the task shows now.
+        rles: run lengths by mask_id, of these and of masks that it showed before.
+    """
+
+    image_id: str
+    model: str
+    size: tuple[int, int]
+    mask_ids: tuple[str, ...]
+    rles: Mapping[str, str]
+
+
+def read_answers(queue: str, task: AnsweredTask, item: AskedItem) -> list[dict[str, Any]]:
+    """Rows of `labels` (without `pulled_at`) for all answers of a task.
+
+    Where several people answered, `agreement` says of each mask how far they drew the same.
+    """
+    rows = [row for answer in task.annotations for row in _read_answer(queue, task, item, answer)]
+    if len({row["annotation_id"] for row in rows if row["verdict"] != "skipped"}) > 1:
+        _add_agreement(rows, item.size)
+    return rows
+
+
+def withdraw(row: Mapping[str, Any], task: AnsweredTask) -> dict[str, Any]:
+    """The row that takes the place of an answer which is no longer there."""
+    gone = {"verdict": "withdrawn", "said": None, "rle": None, "area": None, "iou": None, "agreement": None}
+    at = {"answered_at": task.changed_at, "task_changed_at": task.changed_at}
+    name = _name(row["queue"], row["annotation_id"], row["region"], task.changed_at)
+    return {**row, **gone, **at, "label_id": name}
+
+
+def _read_answer(
+    queue: str, task: AnsweredTask, item: AskedItem, answer: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    answered_at = _read_time(answer.get("updated_at") or answer.get("created_at"), task.changed_at)
+    seconds = answer.get("lead_time")
+    common: dict[str, Any] = {
+        "queue": queue,
+        "item_key": task.item_key,
+        "task_id": task.task_id,
+        "annotation_id": str(answer.get("id") or answer.get("unique_id") or _hash_answer(answer)),
+        "annotator": _name_annotator(answer.get("completed_by")),
+        "image_id": item.image_id,
+        "model": item.model,
+        "height": item.size[0],
+        "width": item.size[1],
+        "seconds": float(seconds) if isinstance(seconds, int | float) else None,
+        "answered_at": answered_at,
+        "task_changed_at": task.changed_at,
+    }
+    results = [result for result in answer.get("result") or [] if isinstance(result, Mapping)]
+    regions = [result for result in results if is_shape(result)]
+    said = {
+        result["id"]: chosen for result in results if (chosen := _choice(result, VERDICT)) and "id" in result
+    }
+    kinds = {
+        result["id"]: chosen for result in results if (chosen := _choice(result, KIND)) and "id" in result
+    }
+    comment = "\n".join(_text(result) for result in results if result.get("from_name") == COMMENT).strip()
+
+    def row(region: str, verdict: str, mask_HW: np.ndarray | None = None, **more: Any) -> dict[str, Any]:
+        shown = item.rles.get(region)
+        kind = kinds.get(region)
+        made = {
+            **common,
+            "label_id": _name(queue, common["annotation_id"], region, answered_at),
+            "mask_id": region if shown is not None or region in item.mask_ids else None,
+            "region": region,
+            "verdict": verdict,
+            "said": said.get(region),
+            "task": kind if kind in KINDS else None,
+            "rle": None if mask_HW is None else encode_masks(mask_HW[None])[0],
+            "area": None if mask_HW is None else int(np.count_nonzero(mask_HW)),
+            "iou": None
+            if mask_HW is None or shown is None
+            else _iou(mask_HW, decode_rle([shown], *item.size)[0]),
+            "agreement": None,
+            "comment": comment or None,
+        }
+        return {**made, **more}
+
+    if answer.get("was_cancelled"):
+        return [row(mask_id, "skipped") for mask_id in item.mask_ids] or [row("", "skipped")]
+    rows = []
+    for region in regions:
+        name = str(region.get("id", ""))
+        if said.get(name) == _NO_OBJECT:  # the mask stays in the answer: the verdict decides
+            rows.append(row(name, _NO_OBJECT))
+            continue
+        try:
+            mask_HW = draw_region(region, item.size)
+        except ValueError as error:
+            rows.append(row(name, "unreadable", comment=str(error)))
+            continue
+        if not mask_HW.any():
+            rows.append(row(name, "deleted" if name in item.rles else "nothing"))
+            continue
+        shown = item.rles.get(name)
+        if shown is None:
+            rows.append(row(name, "new", mask_HW))
+        else:
+            same = np.array_equal(mask_HW, decode_rle([shown], *item.size)[0])
+            rows.append(row(name, "correct" if same else "fixed", mask_HW))
+    there = {str(region.get("id", "")) for region in regions}
+    # An answer that was begun before the masks were replaced is about those that it shows.
+    if not there or there & set(item.mask_ids):
+        rows += [row(mask_id, "deleted") for mask_id in item.mask_ids if mask_id not in there]
+    return rows or [row("", "nothing")]
+
+
+def _add_agreement(rows: list[dict[str, Any]], size: tuple[int, int]) -> None:
+    """Mean IoU of each row's mask with what every other annotator made of the same region; none of it counts as 0.
+
+    New masks are each compared with the other's most alike one.
+    """
+    answers = {row["annotation_id"] for row in rows if row["verdict"] != "skipped"}
+    masks = {id(row): decode_rle([row["rle"]], *size)[0] if row["rle"] else None for row in rows}
+    for row in rows:
+        if row["verdict"] in ("skipped", "nothing", "unreadable"):
+            continue
+        mine, ious = masks[id(row)], []
+        for other in answers - {row["annotation_id"]}:
+            of = [each for each in rows if each["annotation_id"] == other]
+            alike = [
+                each
+                for each in of
+                if each["region"] == row["region"] or (row["mask_id"] is None and each["mask_id"] is None)
+            ]
+            theirs = [masks[id(each)] for each in alike]
+            if mine is None:
+                ious.append(float(not any(mask is not None for mask in theirs)))
+            else:
+                ious.append(max((_iou(mine, mask) for mask in theirs if mask is not None), default=0.0))
+        row["agreement"] = float(np.mean(ious))
+
+
+def _iou(mask_HW: np.ndarray, other_HW: np.ndarray) -> float:
+    union = np.count_nonzero(mask_HW | other_HW)
+    return np.count_nonzero(mask_HW & other_HW) / union if union else 1.0
+
+
+def _choice(result: Mapping[str, Any], name: str) -> str | None:
+    if result.get("from_name") != name:
+        return None
+    chosen = (result.get("value") or {}).get("choices") or []
+    return str(chosen[0]) if chosen else None
+
+
+def _text(result: Mapping[str, Any]) -> str:
+    text = (result.get("value") or {}).get("text") or ""
+    return (
+        "\n".join(map(str, text)) if isinstance(text, Sequence) and not isinstance(text, str) else str(text)
+    ).strip()
+
+
+def _name_annotator(completed_by: Any) -> str | None:
+    if isinstance(completed_by, Mapping):
+        completed_by = completed_by.get("email") or completed_by.get("id")
+    return None if completed_by is None else str(completed_by)
+
+
+def _read_time(text: Any, otherwise: datetime) -> datetime:
+    try:
+        time = datetime.fromisoformat(str(text))
+    except ValueError:
+        return otherwise
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def _hash_answer(answer: Mapping[str, Any]) -> str:
+    return hashlib.sha256(repr(sorted(answer.items(), key=lambda of: of[0])).encode()).hexdigest()[:16]
+
+
+def _name(queue: str, annotation: str, region: str, answered_at: datetime) -> str:
+    text = "\0".join([queue, annotation, region, answered_at.isoformat()])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -1,0 +1,112 @@
+"""A review queue without a server: a folder of Label Studio's JSON.
+
+FOLDER/tasks/ITEM_KEY.json     one task each, as Label Studio imports them (all at once: tasks.json)
+FOLDER/media/…                 the pictures
+FOLDER/answers/*.json          what comes back: exports of Label Studio (JSON), or of anything that writes the same
+
+An answer's task is known by `data.item_key`, so the tasks may have gone through any Label Studio on the way.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from engine.report.whole_file import written_whole
+from engine.review.items import ReviewItem
+from engine.review.label_studio_json import LABEL_CONFIG, make_task
+from engine.review.media import publish_media
+from engine.review.queue import AnsweredTask
+from schemas.errors import ConfigError, ImageError
+
+_AT_ONCE = 100
+
+
+class FolderQueue:
+    """See the module.
+
+    Args:
+        folder: made when something is sent.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder.absolute()
+
+    @property
+    def name(self) -> str:
+        """`folder:` and its path."""
+        return f"folder:{self._folder}"
+
+    def find(self, keys: Sequence[str]) -> dict[str, str]:
+        return {key: key for key in keys if self._task(key).exists()}
+
+    def send(
+        self,
+        items: Sequence[ReviewItem],
+        sent: Callable[[dict[str, str]], None],
+        left_out: Callable[[ReviewItem, str], None],
+    ) -> None:
+        for item in items:
+            try:
+                self._write(item)
+            except (ImageError, ConfigError) as error:
+                left_out(item, str(error))
+            else:
+                sent({item.item_key: item.item_key})
+        self._write_whole()
+
+    def update(self, task_ids: Sequence[str], items: Sequence[ReviewItem]) -> None:
+        for item in items:
+            self._write(item)
+        self._write_whole()
+
+    def answers(self, since: datetime | None, known: frozenset[str]) -> Iterator[list[AnsweredTask]]:
+        found: dict[str, AnsweredTask] = {}
+        for path in sorted((self._folder / "answers").glob("*.json")):
+            changed = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+            if since is None or changed >= since:
+                for key, annotations in _read_export(path):
+                    # Of several exports that hold a task the one written last is right.
+                    if key not in found or changed >= found[key].changed_at:
+                        found[key] = AnsweredTask(key, key, changed, annotations)
+        tasks = sorted(found.values(), key=lambda task: task.changed_at)
+        for start in range(0, len(tasks), _AT_ONCE):
+            yield tasks[start : start + _AT_ONCE]
+
+    def _write(self, item: ReviewItem) -> None:
+        image, map_image = publish_media(item, self._folder / "media")
+        task = make_task(item, f"media/{image}", f"media/{map_image}")
+        path = self._task(item.item_key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as part:
+            part.write_text(json.dumps(task))
+
+    def _write_whole(self) -> None:
+        """All tasks in one file, and the interface: what one gives to Label Studio's import."""
+        tasks = [json.loads(path.read_text()) for path in sorted((self._folder / "tasks").glob("*.json"))]
+        tasks.sort(key=lambda task: task["predictions"][0]["score"])
+        self._folder.mkdir(parents=True, exist_ok=True)
+        (self._folder / "answers").mkdir(exist_ok=True)
+        with written_whole(self._folder / "tasks.json") as part:
+            part.write_text(json.dumps(tasks))
+        with written_whole(self._folder / "interface.xml") as part:
+            part.write_text(LABEL_CONFIG)
+
+    def _task(self, key: str) -> Path:
+        return self._folder / "tasks" / f"{key}.json"
+
+
+def _read_export(path: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """(item_key, annotations) of each task of an export that is one of ours."""
+    try:
+        tasks = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{path} cannot be read as an export of Label Studio (JSON): {error}") from None
+    for task in tasks if isinstance(tasks, list) else [tasks]:
+        data = task.get("data") if isinstance(task, dict) else None
+        key = data.get("item_key") if isinstance(data, dict) else None
+        if isinstance(key, str) and isinstance(task.get("annotations"), list):
+            yield key, task["annotations"]

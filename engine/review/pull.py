@@ -1,0 +1,159 @@
+"""Fetch what people answered: ask what changed since the last pull, and write it as rows of `labels`.
+
+How far a pull got is what its rows say themselves, so there is no cursor that could be lost or run ahead of them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from engine.review.answers import AskedItem, read_answers, withdraw
+from engine.review.queue import AnsweredTask, ReviewQueue
+
+if TYPE_CHECKING:
+    from engine.store import Store
+
+# A server shows a change when its transaction ends, not when it is dated.
+_OVERLAP = timedelta(seconds=90)
+
+_KNOWN = """
+    SELECT task_id, annotation_id, any_value(verdict) AS verdict, max(answered_at) AS answered_at, max(task_changed_at) AS changed_at
+    FROM labels WHERE queue = $queue GROUP BY task_id, annotation_id
+"""
+_ITEMS = "SELECT * FROM reviews WHERE queue = $queue AND list_contains($keys, item_key)"
+_SHOWN = """
+    SELECT mask_id, any_value(rle) AS rle FROM masks
+    WHERE list_contains($images, image_id) AND list_contains($mask_ids, mask_id) GROUP BY mask_id
+"""
+_OLD_ROWS = "SELECT * FROM labels WHERE queue = $queue AND list_contains($tasks, task_id)"
+
+
+@dataclass
+class PullReport:
+    """What a pull found.
+
+    Attributes:
+        queue: where.
+        answers: answers that are new or changed.
+        verdicts: how many rows of each.
+        strangers: tasks that bear a key which this store never sent.
+    """
+
+    queue: str
+    answers: int = 0
+    verdicts: Counter[str] = field(default_factory=Counter)
+    strangers: int = 0
+
+
+def pull_answers(
+    store: Store, queue: ReviewQueue, *, progress: Callable[[int], None] | None = None
+) -> PullReport:
+    """Write every answer that is new or was changed since the last pull; the same answer is never written twice.
+
+    Args:
+        store: that the masks were sent from.
+        queue: where people answer.
+        progress: called with the number of answers so far.
+
+    Raises:
+        ConfigError: the queue cannot be used.
+        TransientError: it failed in passing; run it again.
+    """
+    report = PullReport(queue.name)
+    known_rows = store.read(lambda snapshot: snapshot.rows(_KNOWN, {"queue": queue.name}))
+    known = {row["annotation_id"]: row for row in known_rows}
+    since = max((row["changed_at"] for row in known_rows), default=None)
+    if since is not None:
+        since -= _OVERLAP
+    for tasks in queue.answers(since, frozenset(row["task_id"] for row in known_rows)):
+        rows = _read_tasks(store, queue.name, tasks, known, report)
+        pulled_at = datetime.now(UTC)
+        store.append("labels", [{**row, "pulled_at": pulled_at} for row in rows])
+        report.verdicts.update(row["verdict"] for row in rows)
+        report.answers += len({row["annotation_id"] for row in rows})
+        if progress:
+            progress(report.answers)
+    return report
+
+
+def _read_tasks(
+    store: Store,
+    queue: str,
+    tasks: Sequence[AnsweredTask],
+    known: Mapping[str, Mapping[str, Any]],
+    report: PullReport,
+) -> list[dict[str, Any]]:
+    """Rows of the answers that are not in the store as they are now, in the order of the tasks."""
+    items = _load_items(store, queue, tasks)
+    gone = _find_gone(tasks, known)
+    old: dict[str, list[dict[str, Any]]] = {}
+    if gone:
+        asked = {"queue": queue, "tasks": sorted({task_id for task_id, _ in gone})}
+        for row in store.read(lambda snapshot: snapshot.rows(_OLD_ROWS, asked)):
+            old.setdefault(row["annotation_id"], []).append(row)
+    rows = []
+    for task in tasks:
+        item = items.get(task.item_key)
+        if item is None:
+            report.strangers += 1
+            continue
+        answers = read_answers(queue, task, item)
+        changed = {row["annotation_id"] for row in answers if not _is_known(row, known)}
+        # Where one of several answers changed, so did what the others agree with.
+        several = len({row["annotation_id"] for row in answers}) > 1
+        rows += [row for row in answers if row["annotation_id"] in changed or (changed and several)]
+        withdrawn = [name for task_id, name in gone if task_id == task.task_id]
+        rows += [withdraw(row, task) for name in withdrawn for row in old.get(name, [])]
+    return rows
+
+
+def _is_known(row: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> bool:
+    stored = known.get(row["annotation_id"])
+    return (
+        stored is not None
+        and stored["verdict"] != "withdrawn"
+        and stored["answered_at"] >= row["answered_at"]
+    )
+
+
+def _find_gone(
+    tasks: Sequence[AnsweredTask], known: Mapping[str, Mapping[str, Any]]
+) -> list[tuple[str, str]]:
+    """(task_id, annotation_id) of answers that were written once and are no longer there."""
+    by_task: dict[str, list[str]] = {}
+    for name, row in known.items():
+        if row["verdict"] != "withdrawn":
+            by_task.setdefault(row["task_id"], []).append(name)
+    there = {task.task_id: {str(answer.get("id")) for answer in task.annotations} for task in tasks}
+    return [
+        (task_id, name)
+        for task_id, names in there.items()
+        for name in by_task.get(task_id, [])
+        if name not in names
+    ]
+
+
+def _load_items(store: Store, queue: str, tasks: Sequence[AnsweredTask]) -> dict[str, AskedItem]:
+    """What each task asks about, with the masks that it shows or showed before."""
+    asked = {"queue": queue, "keys": [task.item_key for task in tasks]}
+    rows = store.read(lambda snapshot: snapshot.rows(_ITEMS, asked))
+    regions = {
+        str(region.get("id"))
+        for task in tasks
+        for answer in task.annotations
+        for region in answer.get("result") or []
+    }
+    mask_ids = sorted(regions | {mask_id for row in rows for mask_id in row["mask_ids"]})
+    shown = {"images": sorted({row["image_id"] for row in rows}), "mask_ids": mask_ids}
+    found = store.read(lambda snapshot: snapshot.rows(_SHOWN, shown)) if rows else []
+    rles = {row["mask_id"]: row["rle"] for row in found}
+    return {
+        row["item_key"]: AskedItem(
+            row["image_id"], row["model"], (row["height"], row["width"]), tuple(row["mask_ids"]), rles
+        )
+        for row in rows
+    }

@@ -1,0 +1,156 @@
+"""Send the most uncertain masks to people: plan, write the plan down, send, write down what arrived.
+
+A plan is a row before it is a task, and every push first looks which of the planned tasks are there. So one that was killed
+anywhere is gone on with, and nothing is asked twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from engine.review.items import ReviewItem, make_key
+from engine.review.queue import ReviewQueue
+from engine.review.selection import choose_masks, load_items, newest_model, open_items
+
+if TYPE_CHECKING:
+    from engine.store import Store
+
+
+@dataclass
+class PushReport:
+    """What a push did.
+
+    Attributes:
+        queue, model: where to, and whose masks.
+        masks, items: newly sent, or sent again because somebody had deleted their tasks.
+        waiting: masks that people have not answered, with these.
+        renewed: unanswered items that show masks of a newer model now.
+        left_out: items that could not be shown: name of the image, and why.
+    """
+
+    queue: str
+    model: str
+    masks: int = 0
+    items: int = 0
+    waiting: int = 0
+    renewed: int = 0
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+
+
+def push_masks(
+    store: Store,
+    queue: ReviewQueue,
+    budget: int,
+    *,
+    model: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> PushReport:
+    """Fill the queue up to `budget` masks that wait for people, the most uncertain ones.
+
+    Items that nobody has answered show the masks of `model` from then on, in their new order.
+
+    Args:
+        store: with masks.
+        queue: where people answer.
+        budget: masks that wait for people after the push, at most; those that wait already count.
+        model: whose masks, name@version; None for the one that labelled last.
+        progress: called with (items sent, items to send).
+
+    Raises:
+        ConfigError: the store has no masks, or the queue cannot be used.
+        TransientError: the queue failed in passing; run it again.
+    """
+    model = model or newest_model(store)
+    report = PushReport(queue.name, model)
+    waiting = open_items(store, queue.name)
+    there = queue.find([row["item_key"] for row in waiting])
+    arrived = [
+        _sent(row, there[row["item_key"]])
+        for row in waiting
+        if row["item_key"] in there and row["state"] != "sent"
+    ]
+    store.append("reviews", arrived)
+    report.renewed = _renew(store, queue, [row for row in waiting if row["item_key"] in there], there, model)
+    missing = [row for row in waiting if row["item_key"] not in there]
+    shown = sum(len(row["mask_ids"]) for row in waiting)
+    chosen = choose_masks(store, queue.name, model, budget - shown)
+    planned = [_plan(queue.name, model, of) for of in chosen]
+    store.append("reviews", planned)
+    to_send = [*missing, *planned]
+    rows = {row["item_key"]: row for row in to_send}
+    items: list[ReviewItem] = []
+    for of_model in dict.fromkeys(row["model"] for row in to_send):
+        groups = [(row["item_key"], row["mask_ids"]) for row in to_send if row["model"] == of_model]
+        items += load_items(store, of_model, groups)
+    items.sort(key=lambda item: -item.uncertainty)
+
+    def sent(task_ids: dict[str, str]) -> None:
+        store.append("reviews", [_sent(rows[key], task_id) for key, task_id in task_ids.items()])
+        report.items += len(task_ids)
+        report.masks += sum(len(rows[key]["mask_ids"]) for key in task_ids)
+        if progress:
+            progress(report.items + len(report.left_out), len(items))
+
+    def left_out(item: ReviewItem, why: str) -> None:
+        report.left_out.append((item.uri.rpartition("/")[2], why))
+
+    queue.send(items, sent, left_out)
+    report.waiting = sum(len(row["mask_ids"]) for row in waiting if row["item_key"] in there) + report.masks
+    return report
+
+
+def _renew(
+    store: Store, queue: ReviewQueue, rows: Sequence[Mapping[str, Any]], there: Mapping[str, str], model: str
+) -> int:
+    """Let unanswered items of older models show this model's most uncertain masks of the same image."""
+    old = [row for row in rows if row["model"] != model]
+    if not old:
+        return 0
+    fresh = store.read(
+        lambda snapshot: snapshot.con.execute(
+            "SELECT image_id, mask_id FROM masks WHERE model = ? AND list_contains(?, image_id)"
+            " AND mask_id NOT IN (SELECT mask_id FROM labels WHERE mask_id IS NOT NULL) ORDER BY uncertainty DESC, mask_id",
+            [model, sorted({row["image_id"] for row in old})],
+        ).fetchall()
+    )
+    by_image: dict[str, list[str]] = {}
+    for image_id, mask_id in fresh:
+        by_image.setdefault(image_id, []).append(mask_id)
+    renewed = 0
+    for row in old:
+        mask_ids = by_image.get(row["image_id"], [])[: len(row["mask_ids"])]
+        by_image[row["image_id"]] = by_image.get(row["image_id"], [])[len(row["mask_ids"]) :]
+        items = load_items(store, model, [(row["item_key"], mask_ids)]) if mask_ids else []
+        if items:  # an image that the new model has not labelled yet keeps its masks
+            task_id = there[row["item_key"]]
+            queue.update([task_id], items)
+            changed = {"model": model, "mask_ids": mask_ids, "uncertainty": items[0].uncertainty}
+            store.append("reviews", [_sent({**row, **changed}, task_id)])
+            renewed += 1
+    return renewed
+
+
+def _plan(queue: str, model: str, masks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The row that says that an item is to be sent."""
+    first = masks[0]
+    mask_ids = [mask["mask_id"] for mask in masks]
+    return {
+        "queue": queue,
+        "item_key": make_key(first["image_id"], mask_ids),
+        "task_id": None,
+        "state": "planned",
+        "image_id": first["image_id"],
+        "model": model,
+        "mask_ids": mask_ids,
+        "uncertainty": first["uncertainty"],
+        "width": first["width"],
+        "height": first["height"],
+        "written_at": datetime.now(UTC),
+    }
+
+
+def _sent(row: Mapping[str, Any], task_id: str) -> dict[str, Any]:
+    return {**row, "state": "sent", "task_id": task_id, "written_at": datetime.now(UTC)}

@@ -1,0 +1,66 @@
+"""The queue that people answer: what a push and a pull need of it, whether a server is behind it or a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+
+from engine.review.items import ReviewItem
+
+
+@dataclass(frozen=True)
+class AnsweredTask:
+    """A task that was touched since the last pull, with all of its answers.
+
+    Attributes:
+        task_id: the queue's own name.
+        item_key: ours.
+        changed_at: when the task was last changed, UTC.
+        annotations: Label Studio's JSON of each answer that there is now; skipped ones have `was_cancelled`.
+    """
+
+    task_id: str
+    item_key: str
+    changed_at: datetime
+    annotations: Sequence[dict[str, Any]]
+
+
+class ReviewQueue(Protocol):
+    """Where people answer. `name` tells it from every other, and holds no secret."""
+
+    @property
+    def name(self) -> str: ...
+
+    def find(self, keys: Sequence[str]) -> dict[str, str]:
+        """Of these items, those that are in the queue: their task ids by item_key."""
+        ...
+
+    def send(
+        self,
+        items: Sequence[ReviewItem],
+        sent: Callable[[dict[str, str]], None],
+        left_out: Callable[[ReviewItem, str], None],
+    ) -> None:
+        """Add items that are not there yet.
+
+        Args:
+            items: the most uncertain first.
+            sent: called with task ids by item_key as soon as some are in the queue.
+            left_out: called with an item that cannot be shown (its image is gone, say), and why.
+        """
+        ...
+
+    def update(self, task_ids: Sequence[str], items: Sequence[ReviewItem]) -> None:
+        """Let tasks that nobody has answered show other masks."""
+        ...
+
+    def answers(self, since: datetime | None, known: frozenset[str]) -> Iterator[list[AnsweredTask]]:
+        """Tasks that were changed at or after a time, the earliest changed first, some at a time.
+
+        Args:
+            since: None for all.
+            known: task ids that had answers before; they are told also where they have none any more.
+        """
+        ...

@@ -1,0 +1,150 @@
+"""Which masks people are asked about: the most uncertain ones that nobody was asked about, or answered for, before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from engine.masks.map_crop import MapCrop
+from engine.review.items import ReviewItem, group_masks, make_key, shown_mask
+from schemas.errors import ConfigError
+
+if TYPE_CHECKING:
+    from engine.store import Store
+    from engine.store.snapshot import Snapshot
+
+_SAME_OBJECT = 0.5  # IoU above which a mask is of an object that people have answered for
+_PAGE = 2000
+
+_NEWEST_MODEL = (
+    "SELECT model FROM images WHERE n_masks > 0 GROUP BY model ORDER BY max(committed_at) DESC LIMIT 1"
+)
+_FREE_MASKS = """
+    SELECT mask_id, image_id, rle, height, width, uncertainty FROM masks
+    WHERE model = $model AND mask_id NOT IN (SELECT unnest(mask_ids) FROM reviews WHERE queue = $queue)
+      AND mask_id NOT IN (SELECT mask_id FROM labels WHERE mask_id IS NOT NULL AND verdict NOT IN ('withdrawn', 'skipped'))
+    ORDER BY uncertainty DESC, mask_id LIMIT $page OFFSET $start
+"""
+# A mask that people took away holds no run lengths of its own: the one that was shown stands for it.
+_ANSWERED = """
+    SELECT l.image_id, coalesce(l.rle, m.rle) AS rle, l.height, l.width FROM labels l
+    LEFT JOIN (SELECT DISTINCT ON (mask_id) mask_id, rle FROM masks WHERE mask_id IN (SELECT mask_id FROM labels)) m USING (mask_id)
+    WHERE l.verdict NOT IN ('withdrawn', 'skipped') AND coalesce(l.rle, m.rle) IS NOT NULL
+"""
+_OPEN = """
+    SELECT * FROM reviews WHERE queue = $queue AND item_key NOT IN
+        (SELECT item_key FROM labels WHERE queue = $queue AND verdict <> 'withdrawn')
+    ORDER BY uncertainty DESC, item_key
+"""
+_MASKS = """
+    SELECT m.mask_id, m.image_id, m.rle, m.uncertainty, m.model_gap, m.prompt_gap, m.task_gap, m.height, m.width,
+           p.x0 AS map_x0, p.y0 AS map_y0, p.x1 AS map_x1, p.y1 AS map_y1, p.rows, p.columns, p.values, i.uri, i.fingerprint
+    FROM (SELECT * FROM masks WHERE model = $model AND list_contains($mask_ids, mask_id)) m
+    JOIN (SELECT image_id, min(uri) AS uri, arg_min(fingerprint, uri) AS fingerprint FROM images WHERE model = $model
+          GROUP BY image_id) i USING (image_id)
+    LEFT JOIN (SELECT * FROM maps WHERE model = $model AND list_contains($mask_ids, mask_id)) p USING (mask_id, image_id)
+"""
+
+
+def newest_model(store: Store) -> str:
+    """The model that labelled last, name@version.
+
+    Raises:
+        ConfigError: no mask is there.
+    """
+    rows = store.query(_NEWEST_MODEL).to_pylist()
+    if not rows:
+        raise ConfigError(
+            f"The store {store.files.label} holds no masks. Make some: gapmap label POOL --store …"
+        )
+    return str(rows[0]["model"])
+
+
+def open_items(store: Store, queue: str) -> list[dict[str, Any]]:
+    """Rows of `reviews` that were planned or sent and that nobody has answered, the most uncertain first."""
+    return store.read(lambda snapshot: snapshot.rows(_OPEN, {"queue": queue}))
+
+
+def choose_masks(store: Store, queue: str, model: str, count: int) -> list[list[dict[str, Any]]]:
+    """The most uncertain masks that are free, in groups of one item each: rows with mask_id, image_id, uncertainty.
+
+    Free is what is in no item of this queue, was not answered in any, and is not of an object that people have
+    answered for (IoU above a half, whichever model's mask they were shown).
+
+    Args:
+        count: masks, at most.
+    """
+
+    def read(snapshot: Snapshot) -> list[dict[str, Any]]:
+        answered: dict[str, list[dict[str, Any]]] = {}
+        for row in snapshot.rows(_ANSWERED, {}):
+            answered.setdefault(row["image_id"], []).append(row)
+        chosen: list[dict[str, Any]] = []
+        start = 0
+        while len(chosen) < count:
+            asked = {"model": model, "queue": queue, "page": _PAGE, "start": start}
+            page = snapshot.rows(_FREE_MASKS, asked)
+            chosen += (row for row in page if not _is_answered(row, answered.get(row["image_id"], ())))
+            start += _PAGE
+            if len(page) < _PAGE:
+                break
+        return chosen[:count]
+
+    return group_masks(store.read(read)) if count > 0 else []  # type: ignore[return-value]
+
+
+def load_items(
+    store: Store, model: str, groups: Iterable[tuple[str | None, Sequence[str]]]
+) -> list[ReviewItem]:
+    """Items with everything that people are shown, in the order given; those whose masks are gone are left out.
+
+    Args:
+        model: that made the masks.
+        groups: (item_key, mask_ids) of each; a key of None stands for that of a new item.
+    """
+    wanted = [(key, list(mask_ids)) for key, mask_ids in groups]
+    every = [mask_id for _, mask_ids in wanted for mask_id in mask_ids]
+    if not every:
+        return []
+    rows = store.read(lambda snapshot: snapshot.rows(_MASKS, {"model": model, "mask_ids": every}))
+    by_id = {row["mask_id"]: row for row in rows}
+    items = []
+    for key, mask_ids in wanted:
+        of = sorted(
+            (by_id[m] for m in mask_ids if m in by_id), key=lambda row: (-row["uncertainty"], row["mask_id"])
+        )
+        if not of:
+            continue
+        first = of[0]
+        items.append(
+            ReviewItem(
+                item_key=key or make_key(first["image_id"], mask_ids),
+                image_id=first["image_id"],
+                uri=first["uri"],
+                fingerprint=first["fingerprint"],
+                model=model,
+                size=(first["height"], first["width"]),
+                masks=tuple(shown_mask(row, _read_map(row)) for row in of),
+            )
+        )
+    return items
+
+
+def _is_answered(row: Mapping[str, Any], answers: Sequence[Mapping[str, Any]]) -> bool:
+    from pycocotools import mask as coco
+
+    size = [row["height"], row["width"]]
+    others = [{"size": size, "counts": of["rle"]} for of in answers if [of["height"], of["width"]] == size]
+    if not others:
+        return False
+    iou = coco.iou([{"size": size, "counts": row["rle"]}], others, [0] * len(others))
+    return bool(np.max(iou) > _SAME_OBJECT)
+
+
+def _read_map(row: Mapping[str, Any]) -> MapCrop | None:
+    if row["values"] is None:
+        return None
+    values = np.frombuffer(row["values"], np.uint8).reshape(row["rows"], row["columns"])
+    return MapCrop((row["map_x0"], row["map_y0"], row["map_x1"], row["map_y1"]), values)

@@ -1,0 +1,278 @@
+"""The most uncertain masks go to people and come back as labels: the same for a folder and for a real Label Studio."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import cv2
+import numpy as np
+import pytest
+from review_sides import MODEL, SIZE, FolderSide, ServerSide, Side, disk, label_pool, write_pool
+
+from engine.masks.rle import decode_rle
+from engine.review.brush import decode_brush, encode_brush
+from engine.review.connection import Connection
+from engine.review.label_studio import LabelStudioQueue
+from engine.review.pull import pull_answers
+from engine.review.push import push_masks
+from engine.store import Store
+
+
+@pytest.fixture(params=["folder", pytest.param("label-studio", marks=pytest.mark.slow)])
+def side(request: pytest.FixtureRequest, tmp_path: Path) -> Side:
+    if request.param == "folder":
+        return FolderSide(tmp_path / "queue")
+    server = request.getfixturevalue("label_studio")
+    name = f"queue-{uuid4().hex[:8]}"
+    queue = LabelStudioQueue(
+        Connection(server.url, server.token),
+        name,
+        server.media / name,
+        f"/data/local-files/?d={name}/",
+        annotators=2,
+    )
+    return ServerSide(server.url, server.token, queue)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "masks"))
+
+
+@pytest.fixture
+def pool(tmp_path: Path, store: Store) -> dict[str, list[dict[str, Any]]]:
+    """Masks by file name, four of each of five pictures; those of the first picture are the most uncertain."""
+    return label_pool(store, write_pool(tmp_path / "pool", 5))
+
+
+def shown(task: dict[str, Any]) -> list[dict[str, Any]]:
+    """The regions as the editor opens them: what Submit sends if nobody touches them."""
+    return copy.deepcopy(task["predictions"][0]["result"])  # type: ignore[no-any-return]
+
+
+def brush(region: dict[str, Any], mask: np.ndarray, **changes: Any) -> dict[str, Any]:
+    value = {"format": "rle", "rle": encode_brush(mask), "brushlabels": ["object"]}
+    return {**region, "origin": "prediction-changed", "value": value, **changes}
+
+
+def choose(region: dict[str, Any], name: str, word: str) -> dict[str, Any]:
+    about = {
+        key: region[key] for key in ("id", "to_name", "original_width", "original_height", "image_rotation")
+    }
+    return {**about, "from_name": name, "type": "choices", "value": {"choices": [word]}}
+
+
+def labels(store: Store) -> list[dict[str, Any]]:
+    return store.query("FROM labels ORDER BY annotation_id, region").to_pylist()
+
+
+def test_a_budget_of_masks_is_sent_most_uncertain_first_and_only_once(
+    side: Side, store: Store, pool: Any
+) -> None:
+    report = push_masks(store, side.queue, 7)
+    assert (report.masks, report.waiting, report.left_out) == (7, 7, [])
+    tasks = side.tasks()
+    sent = {region["id"] for task in tasks for region in task["predictions"][0]["result"]}
+    every = sorted((row for of in pool.values() for row in of), key=lambda row: -row["uncertainty"])
+    assert sent == {row["mask_id"] for row in every[:7]}
+    scores = [task["predictions"][0]["score"] for task in tasks]
+    assert scores == sorted(scores) and scores[0] == pytest.approx(0.1)
+    first = tasks[0]
+    assert first["data"]["why"].startswith(
+        "mask 1  uncertainty 0.90: the model expects a larger model to do better by 0.07"
+    )
+    for region in shown(first):
+        stored = next(row for row in every if row["mask_id"] == region["id"])
+        assert region["original_width"], region["original_height"] == (stored["width"], stored["height"])
+        drawn = decode_brush(region["value"]["rle"], (stored["height"], stored["width"])) > 127
+        assert np.array_equal(drawn, decode_rle([stored["rle"]], stored["height"], stored["width"])[0])
+
+    again = push_masks(store, side.queue, 7)
+    assert (again.masks, again.waiting) == (0, 7), "what waits counts"
+    more = push_masks(store, side.queue, 9)
+    assert (more.masks, more.waiting) == (2, 9)
+    regions = [region["id"] for task in side.tasks() for region in task["predictions"][0]["result"]]
+    assert len(regions) == len(set(regions)) == 9
+    rows = store.query("SELECT state, sum(len(mask_ids)) AS masks FROM reviews GROUP BY state").to_pylist()
+    assert rows == [{"state": "sent", "masks": 9}]
+
+
+def test_a_crowded_image_becomes_several_tasks(side: Side, store: Store, tmp_path: Path) -> None:
+    label_pool(store, write_pool(tmp_path / "crowd", 1, (200, 260)), masks=35)
+    push_masks(store, side.queue, 100)
+    counts = [len(task["predictions"][0]["result"]) for task in side.tasks()]
+    assert sorted(counts) == [5, 30]
+
+
+def test_pictures_that_people_see_are_upright_copies(
+    side: Side, store: Store, pool: Any, request: pytest.FixtureRequest
+) -> None:
+    push_masks(store, side.queue, 20)
+    for task in side.tasks():
+        name = task["data"]["image"].rpartition("/")[2].rpartition("=")[2]
+        if isinstance(side, FolderSide):
+            folder = Path(side.queue.name.partition(":")[2]) / "media"
+        else:
+            folder = side.queue._media  # type: ignore[attr-defined]
+        picture = cv2.imread(str(folder / name), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+        assert picture.shape[:2] == SIZE
+        assert b"Exif" not in (folder / name).read_bytes()[:200]
+        map_name = task["data"]["map"].rpartition("/")[2].rpartition("=")[2]
+        assert cv2.imread(str(folder / map_name)).shape[:2] == SIZE
+
+
+def test_every_kind_of_answer_becomes_its_row(side: Side, store: Store, pool: Any) -> None:
+    push_masks(store, side.queue, 20)
+    untouched, edited, removed, skipped, empty = side.tasks()
+    regions = shown(untouched)
+    side.answer(
+        untouched, [*regions, choose(regions[0], "kind", "part"), choose(regions[1], "verdict", "correct")]
+    )
+    regions = shown(edited)
+    larger = disk(0, 11)
+    new = {**copy.deepcopy(regions[0]), "id": "drawn-new", "origin": "manual"}
+    comment = {
+        "id": "c",
+        "from_name": "comment",
+        "to_name": "image",
+        "type": "textarea",
+        "value": {"text": ["a smear\n"]},
+    }
+    side.answer(
+        edited,
+        [
+            brush(regions[0], larger),
+            *regions[1:3],
+            choose(regions[1], "verdict", "no object"),
+            brush(new, disk(12, 5)),
+            comment,
+        ],
+    )
+    side.answer(removed, [])
+    side.answer(skipped, shown(skipped), skip=True)
+    del empty
+
+    report = pull_answers(store, side.queue)
+    assert report.answers == 4
+    rows = labels(store)
+    by_key: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_key.setdefault(row["item_key"], []).append(row)
+    same = by_key[untouched["data"]["item_key"]]
+    assert [row["verdict"] for row in same] == ["correct"] * 4
+    assert {row["iou"] for row in same} == {1.0}
+    assert sorted(row["task"] or "" for row in same) == ["", "", "", "part"]
+    assert sorted(row["said"] or "" for row in same) == ["", "", "", "correct"]
+    assert all(row["seconds"] == 3.5 and row["model"] == MODEL and row["annotator"] for row in same)
+    mixed = {row["region"]: row for row in by_key[edited["data"]["item_key"]]}
+    fixed = mixed[regions[0]["id"]]
+    assert fixed["verdict"] == "fixed" and fixed["mask_id"] == regions[0]["id"]
+    assert np.array_equal(decode_rle([fixed["rle"]], *SIZE)[0], larger)
+    assert fixed["iou"] == pytest.approx(disk(0).sum() / larger.sum())
+    assert fixed["comment"] == "a smear"
+    assert mixed[regions[1]["id"]]["verdict"] == "no object" and mixed[regions[1]["id"]]["rle"] is None
+    assert mixed[regions[2]["id"]]["verdict"] == "correct"
+    assert mixed[regions[3]["id"]]["verdict"] == "deleted"
+    drawn = mixed["drawn-new"]
+    assert (drawn["verdict"], drawn["mask_id"], drawn["iou"]) == ("new", None, None)
+    assert np.array_equal(decode_rle([drawn["rle"]], *SIZE)[0], disk(12, 5))
+    assert {row["verdict"] for row in by_key[removed["data"]["item_key"]]} == {"deleted"}
+    assert {row["verdict"] for row in by_key[skipped["data"]["item_key"]]} == {"skipped"}
+    assert len(by_key) == 4
+    assert pull_answers(store, side.queue).answers == 0, "nothing comes twice"
+    assert labels(store) == rows
+
+
+def test_an_answer_that_is_changed_comes_again_and_one_that_is_deleted_is_withdrawn(
+    side: Side, store: Store, pool: Any
+) -> None:
+    push_masks(store, side.queue, 8)
+    task, other = side.tasks()[:2]
+    regions = shown(task)
+    answer = side.answer(task, regions)
+    kept = side.answer(other, shown(other))
+    pull_answers(store, side.queue)
+    side.change(task, answer, [brush(regions[0], disk(0, 12)), *regions[2:]])
+    assert pull_answers(store, side.queue).answers == 1
+    rows = {row["region"]: row for row in labels(store) if row["annotation_id"] == answer}
+    assert rows[regions[0]["id"]]["verdict"] == "fixed"
+    assert rows[regions[1]["id"]]["verdict"] == "deleted", "what was correct before is not so any more"
+    assert len(rows) == len(regions)
+    side.withdraw(task, answer)
+    pull_answers(store, side.queue)
+    verdicts = {row["annotation_id"]: row["verdict"] for row in labels(store)}
+    assert verdicts == {answer: "withdrawn", kept: "correct"}
+    assert pull_answers(store, side.queue).answers == 0
+
+
+def test_two_annotators_of_one_task_are_kept_apart_and_their_agreement_told(
+    side: Side, store: Store, pool: Any
+) -> None:
+    push_masks(store, side.queue, 20)
+    task = side.tasks()[0]
+    regions = shown(task)
+    first = side.answer(task, regions)
+    pull_answers(store, side.queue)
+    assert {row["agreement"] for row in labels(store)} == {None}
+    second = side.answer(task, [brush(regions[0], disk(0, 11)), *regions[1:-1]], user=2)
+    pull_answers(store, side.queue)
+    rows = labels(store)
+    assert {row["annotation_id"] for row in rows} == {first, second}
+    agreement = {(row["annotation_id"], row["region"]): row["agreement"] for row in rows}
+    shared = disk(0).sum() / disk(0, 11).sum()
+    for answer in (first, second):
+        assert agreement[answer, regions[0]["id"]] == pytest.approx(shared)
+        assert agreement[answer, regions[1]["id"]] == 1.0
+        assert agreement[answer, regions[-1]["id"]] == 0.0, "one of them took it away"
+
+
+def test_a_newer_model_changes_what_nobody_has_answered_and_leaves_answers_alone(
+    side: Side, store: Store, pool: Any, tmp_path: Path
+) -> None:
+    push_masks(store, side.queue, 8)
+    answered, waiting = side.tasks()[:2]
+    side.answer(answered, shown(answered))
+    pull_answers(store, side.queue)
+    newer = "nano@fedcba987654"
+    fresh = label_pool(store, tmp_path / "pool", model=newer, tag="second", radius=8)
+    report = push_masks(store, side.queue, 8)
+    assert report.model == newer and report.renewed >= 1
+    now = {task["data"]["item_key"]: task for task in side.tasks()}
+    old = shown(answered)
+    assert [r["id"] for r in shown(now[answered["data"]["item_key"]])] == [r["id"] for r in old]
+    renewed = now[waiting["data"]["item_key"]]
+    ids = {row["mask_id"] for of in fresh.values() for row in of}
+    assert {region["id"] for region in shown(renewed)} <= ids
+    assert renewed["data"]["model"] == newer
+    answered_places = {row["rle"] for row in pool["00.jpg"]}
+    assert answered_places
+    asked = [r["id"] for task in now.values() for r in shown(task) if task["data"]["model"] == newer]
+    image = store.query("SELECT image_id FROM labels LIMIT 1").to_pylist()[0]["image_id"]
+    again = [row["mask_id"] for of in fresh.values() for row in of if row["image_id"] == image]
+    assert not set(asked) & set(again), "objects that people have answered for are not asked about again"
+    side.answer(renewed, shown(renewed))
+    pull_answers(store, side.queue)
+    rows = [row for row in labels(store) if row["item_key"] == waiting["data"]["item_key"]]
+    assert {row["verdict"] for row in rows} == {"correct"} and {row["model"] for row in rows} == {newer}
+
+
+def test_a_task_that_somebody_deleted_is_sent_again(side: Side, store: Store, pool: Any) -> None:
+    push_masks(store, side.queue, 8)
+    tasks = side.tasks()
+    side.delete(tasks[0])
+    report = push_masks(store, side.queue, 8)
+    assert report.masks == len(shown(tasks[0]))
+    now = [task["data"]["item_key"] for task in side.tasks()]
+    assert sorted(now) == sorted(task["data"]["item_key"] for task in tasks)
+
+
+def test_an_image_that_is_gone_is_told_and_the_rest_is_sent(
+    side: Side, store: Store, pool: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "pool" / "00.jpg").unlink()
+    report = push_masks(store, side.queue, 20)
+    assert [name for name, _ in report.left_out] == ["00.jpg"]
+    assert report.masks == 16
