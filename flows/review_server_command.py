@@ -32,7 +32,8 @@ def review_server(
     from engine.review.server_setup import read_secrets, secrets_path
 
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup has its way
+            signal.signal(number, _interrupt)
     server = ReviewServer(folder, port=port, host=host)
     try:
         address = server.start(lambda sentence: typer.echo(sentence, err=True))

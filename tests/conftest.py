@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from label_studio import LabelStudio, running_label_studio
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 
@@ -76,3 +77,10 @@ def small_pool(tmp_path: Path) -> Path:
     (folder / "copy.png").write_bytes((folder / "00.png").read_bytes())
     (folder / "broken.png").write_bytes((folder / "01.png").read_bytes()[:200])
     return folder
+
+
+@pytest.fixture(scope="session")
+def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStudio]:
+    """A real Label Studio server of its own on loopback, one for all tests: each makes its own project."""
+    with running_label_studio(tmp_path_factory.mktemp("label-studio")) as server:
+        yield server

@@ -213,9 +213,9 @@ class ReviewServer:
             except OSError:
                 pass  # not up yet
             time.sleep(0.2)
-        raise ConfigError(
-            f"Label Studio did not answer at {self.url} in {self._wait_s:.0f} s. {self._log_end()}"
-        )
+        ended = self._process is None or self._process.poll() is not None
+        what = "ended while it started" if ended else f"did not answer at {self.url} in {self._wait_s:.0f} s"
+        raise ConfigError(f"Label Studio {what}. {self._log_end()}")
 
     def _log_end(self) -> str:
         """Where the log is and its last lines, without secrets."""
