@@ -38,7 +38,7 @@ def draw_mask_picture(store: Store, mask_id: str, out: Path | None = None) -> Pa
     from engine.masks.rle import decode_rle
     from engine.pool import read_image
     from engine.report.map_plots import draw_mask
-    from engine.report.whole_file import written_whole
+    from engine.store.whole_file import written_whole
 
     row = _find_mask(store, mask_id)
     path = out or Path(f"{row['mask_id']}.png")

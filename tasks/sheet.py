@@ -45,7 +45,7 @@ def draw_sheet(store: Store, out: Path, *, images: int = 12, model: str | None =
     """
     from engine.pool import read_image
     from engine.report.contact_sheet import SheetCell, draw_contact_sheet, draw_masks
-    from engine.report.whole_file import written_whole
+    from engine.store.whole_file import written_whole
 
     _check_out(out)
     if model is None:

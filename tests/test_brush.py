@@ -84,7 +84,7 @@ def test_literals_are_read() -> None:
     ],
 )
 def test_bytes_that_are_no_mask_of_this_size_are_refused(rle: list[int]) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"brush mask|no bytes"):
         decode_brush(rle, (8, 8))
 
 

@@ -79,7 +79,8 @@ def test_a_budget_of_masks_is_sent_most_uncertain_first_and_only_once(
     every = sorted((row for of in pool.values() for row in of), key=lambda row: -row["uncertainty"])
     assert sent == {row["mask_id"] for row in every[:7]}
     scores = [task["predictions"][0]["score"] for task in tasks]
-    assert scores == sorted(scores) and scores[0] == pytest.approx(0.1)
+    assert scores == sorted(scores)
+    assert scores[0] == pytest.approx(0.1)
     first = tasks[0]
     assert first["data"]["why"].startswith(
         "mask 1  uncertainty 0.90: the model expects a larger model to do better by 0.07"
@@ -169,11 +170,13 @@ def test_every_kind_of_answer_becomes_its_row(side: Side, store: Store, pool: An
     assert all(row["seconds"] == 3.5 and row["model"] == MODEL and row["annotator"] for row in same)
     mixed = {row["region"]: row for row in by_key[edited["data"]["item_key"]]}
     fixed = mixed[regions[0]["id"]]
-    assert fixed["verdict"] == "fixed" and fixed["mask_id"] == regions[0]["id"]
+    assert fixed["verdict"] == "fixed"
+    assert fixed["mask_id"] == regions[0]["id"]
     assert np.array_equal(decode_rle([fixed["rle"]], *SIZE)[0], larger)
     assert fixed["iou"] == pytest.approx(disk(0).sum() / larger.sum())
     assert fixed["comment"] == "a smear"
-    assert mixed[regions[1]["id"]]["verdict"] == "no object" and mixed[regions[1]["id"]]["rle"] is None
+    assert mixed[regions[1]["id"]]["verdict"] == "no object"
+    assert mixed[regions[1]["id"]]["rle"] is None
     assert mixed[regions[2]["id"]]["verdict"] == "correct"
     assert mixed[regions[3]["id"]]["verdict"] == "deleted"
     drawn = mixed["drawn-new"]
@@ -239,7 +242,8 @@ def test_a_newer_model_changes_what_nobody_has_answered_and_leaves_answers_alone
     newer = "nano@fedcba987654"
     fresh = label_pool(store, tmp_path / "pool", model=newer, tag="second", radius=8)
     report = push_masks(store, side.queue, 8)
-    assert report.model == newer and report.renewed >= 1
+    assert report.model == newer
+    assert report.renewed >= 1
     now = {task["data"]["item_key"]: task for task in side.tasks()}
     old = shown(answered)
     assert [r["id"] for r in shown(now[answered["data"]["item_key"]])] == [r["id"] for r in old]
@@ -256,7 +260,8 @@ def test_a_newer_model_changes_what_nobody_has_answered_and_leaves_answers_alone
     side.answer(renewed, shown(renewed))
     pull_answers(store, side.queue)
     rows = [row for row in labels(store) if row["item_key"] == waiting["data"]["item_key"]]
-    assert {row["verdict"] for row in rows} == {"correct"} and {row["model"] for row in rows} == {newer}
+    assert {row["verdict"] for row in rows} == {"correct"}
+    assert {row["model"] for row in rows} == {newer}
 
 
 def test_a_task_that_somebody_deleted_is_sent_again(side: Side, store: Store, pool: Any) -> None:

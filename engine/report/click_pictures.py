@@ -14,7 +14,7 @@ from engine.evaluate.mask_results import MaskResult
 from engine.learn.data import LabelledImage
 from engine.masks.rle import decode_rle
 from engine.report.contact_sheet import CELL_SIDE, SheetCell, draw_contact_sheet
-from engine.report.whole_file import written_whole
+from engine.store.whole_file import written_whole
 from schemas.records import TASKS
 
 _PAPER, _INK = (250, 250, 248), (30, 30, 34)

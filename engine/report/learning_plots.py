@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.report.whole_file import written_whole
+from engine.store.whole_file import written_whole
 
 _BLUE, _ORANGE, _GREY, _INK = "#0072B2", "#D55E00", "#b4b4bc", "#1e1e22"
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from engine.report.whole_file import written_whole
+from engine.store.whole_file import written_whole
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#1e1e22", "#b4b4bc")
 _PAPER, _INK, _SECOND = (250, 250, 248), (30, 30, 34), (110, 110, 118)

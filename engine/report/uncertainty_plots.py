@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.report.whole_file import written_whole
+from engine.store.whole_file import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

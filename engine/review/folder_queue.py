@@ -15,11 +15,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from engine.report.whole_file import written_whole
 from engine.review.items import ReviewItem
 from engine.review.label_studio_json import LABEL_CONFIG, make_task
 from engine.review.media import publish_media
 from engine.review.queue import AnsweredTask
+from engine.store.whole_file import written_whole
 from schemas.errors import ConfigError, ImageError
 
 _AT_ONCE = 100

@@ -64,7 +64,9 @@ class LabelStudioQueue:
     def project_id(self) -> int:
         """Number of the project on the server; it is made if it is not there."""
         if self._id is None:
-            self._id = self._find_project() or self._make_project()
+            project = self._find_project() or self._make_project()
+            self._furnish(project)
+            self._id = project
         return self._id
 
     @property
@@ -218,15 +220,28 @@ class LabelStudioQueue:
                 "maximum_annotations": self._annotators,
             },
         )
-        project = int(made["id"])
+        return int(made["id"])
+
+    def _furnish(self, project: int) -> None:
+        """What the project needs beside its tasks; looked at each time, for the making of it may have been killed."""
         if self._media_url.startswith("/data/local-files/"):
-            folder = {"project": project, "title": "gapmap", "path": str(self._media), "use_blob_urls": True}
-            self._http.post("/api/storages/localfiles", folder)
-        first = {"title": "Most uncertain first", "ordering": ["tasks:predictions_score"]}
-        waiting = [_filter("filter:tasks:total_annotations", "equal", "Number", 0)]
-        view = {**first, "filters": {"conjunction": "and", "items": waiting}}
-        self._http.post("/api/dm/views", {"project": project, "data": view})
-        return project
+            self._media.mkdir(parents=True, exist_ok=True)
+            if not self._http.get("/api/storages/localfiles", {"project": project}):
+                folder = {
+                    "project": project,
+                    "title": "gapmap",
+                    "path": str(self._media),
+                    "use_blob_urls": True,
+                }
+                self._http.post("/api/storages/localfiles", folder)
+        if not self._http.get("/api/dm/views", {"project": project}):
+            waiting = [_filter("filter:tasks:total_annotations", "equal", "Number", 0)]
+            view = {
+                "title": "Most uncertain first",
+                "ordering": ["tasks:predictions_score"],
+                "filters": {"conjunction": "and", "items": waiting},
+            }
+            self._http.post("/api/dm/views", {"project": project, "data": view})
 
 
 def _filter(name: str, operator: str, kind: str, value: Any) -> dict[str, Any]:

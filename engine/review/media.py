@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 
 from engine.pool import read_image
-from engine.report.whole_file import written_whole
 from engine.review.items import ReviewItem
+from engine.store.whole_file import written_whole
 from schemas.errors import ImageError
 from schemas.records import PoolItem
 from schemas.settings import PoolSettings
