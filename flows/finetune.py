@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from prefect import flow, get_run_logger
+from prefect import State, flow, get_run_logger
+from prefect.states import Completed
 from pydantic import BaseModel, Field
 
 from schemas.settings import FinetuneSettings
@@ -24,14 +25,18 @@ class FinetuneSummary(BaseModel):
 
 @flow(name="finetune", persist_result=False)
 def finetune(
+    out: Annotated[str, Field(min_length=1, description="folder of the model's versions")],
     data: Annotated[
         list[Annotated[str, Field(min_length=1)]],
-        Field(min_length=1, description="labelled images: COCO files or their folders"),
-    ],
-    out: Annotated[str, Field(min_length=1, description="folder of the model's versions")],
+        Field(
+            description="labelled images: COCO files or their folders; what people answered is in the store"
+        ),
+    ] = [],  # noqa: B006  Prefect shows it
     store: Annotated[
         Annotated[str, Field(min_length=1)] | None,
-        Field(description="store with the model's own masks and their maps; none to learn from people alone"),
+        Field(
+            description="store with people's answers, the model's own masks and their maps; none to learn from data alone"
+        ),
     ] = None,
     model: Annotated[
         str,
@@ -52,20 +57,26 @@ def finetune(
     device: Annotated[
         str | None, Field(description="cuda, cuda:N, mps or cpu; best there is if not given")
     ] = None,
-) -> FinetuneSummary:
+    least_new: Annotated[
+        int,
+        Field(ge=0, description="do nothing unless so many masks were answered since the last fine-tuning"),
+    ] = 0,
+) -> FinetuneSummary | State:
     """Fine-tune a model on people's masks without forgetting what it knew.
 
-    Of every labelled set the last fifth of the groups is never learnt from. Killed at any moment, the same run goes
+    Of every labelled set the last fifth of the groups is never learnt from, and of people's answers a fifth of the images. Killed at any moment, the same run goes
     on from its checkpoint in `out`.
     """
     import json
 
+    from engine.learn.answers import ANSWERS, count_new_answers, read_answers
     from engine.learn.data import read_sets
     from engine.models.allocator import keep_freed_memory
     from engine.models.loading import load_segmenter
     from engine.pool import check_address
     from engine.promotion import resolve_model
     from engine.store import Store
+    from schemas.errors import ConfigError
 
     for what, address in (("model", model), ("store", store)):
         if address is not None:
@@ -75,8 +86,19 @@ def finetune(
     target = Store(store) if store is not None else None
     if target is not None:
         target.check_exists()
+    if target is not None and least_new and (new := count_new_answers(target)) < least_new:
+        return Completed(
+            name="Skipped",
+            message=f"{new} masks were answered since the last fine-tuning, {least_new} are to be.",
+        )
     segmenter = load_segmenter(resolve_model(target, model) if target else model, device=device)
     sets = read_sets([Path(path) for path in data])
+    if target is not None and (answers := read_answers(target)):
+        sets[ANSWERS] = answers
+    if not sets:
+        raise ConfigError(
+            "There is nothing to learn from: no labelled images are given, and the store has no answers."
+        )
     made = learn_model(segmenter, sets, target, settings or FinetuneSettings(), Path(out), most_uncertain)
     metrics = json.loads(made.record["metrics"])
     best = max(metrics["history"], key=lambda looked: looked["iou"])
@@ -88,7 +110,9 @@ def finetune(
         held_out_iou=(metrics["history"][0]["iou"], best["iou"]),
     )
     log.info("%s from %s: %s", summary.model, summary.parent, summary.weights)
-    if refit:
+    if refit and not data:
+        log.warning("The refiner and the heads are not refitted: they learn from labelled sets (data) only.")
+    elif refit:
         _refit(made.path, [Path(path) for path in data], refiner_steps, larger, device)
     return summary
 

@@ -19,8 +19,8 @@ def finetune(
     store: Annotated[
         str | None,
         typer.Option(
-            help="Store with the model's own masks and their maps, which keep it from forgetting. Default: none, people's "
-            "masks alone.",
+            help="Store with what people answered (gapmap pull), and the model's own masks and maps, which keep it from "
+            "forgetting. Default: none, --data alone.",
             envvar="GAPMAP_STORE",
         ),
     ] = None,
@@ -66,8 +66,10 @@ def finetune(
     from schemas.errors import ConfigError
     from schemas.settings import FinetuneSettings
 
-    if not data:
-        raise ConfigError("There is nothing to learn from. Give labelled images: --data FOLDER")
+    if not data and store is None:
+        raise ConfigError(
+            "There is nothing to learn from. Give labelled images: --data FOLDER, or a --store with answers."
+        )
     chosen: dict[str, Any] = {
         "train": train,
         "steps": steps,
@@ -85,11 +87,12 @@ def finetune(
     from tasks.progress import hearing_steps
 
     with steps_progress("fine-tuning") as bar, hearing_steps(bar):
+        from flows.finetune import FinetuneSummary
         from flows.finetune import finetune as run
 
         summary = run(
-            [str(path.absolute()) for path in data],
             str(out.absolute()),
+            [str(path.absolute()) for path in data or []],
             store if store is None or "://" in store else str(Path(store).expanduser().absolute()),
             model,
             settings,
@@ -99,6 +102,7 @@ def finetune(
             larger=larger,
             device=device,
         )
+    assert isinstance(summary, FinetuneSummary)
     before, after = summary.held_out_iou
     typer.echo(f"{summary.model}, from {summary.parent}: {summary.weights}")
     if before:

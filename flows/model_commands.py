@@ -50,13 +50,14 @@ def promote(
 ) -> None:
     """Put a new version in the place of the present one, if it is better where neither has learnt.
 
-    Both answer with 1, 3 and 5 points on what is kept out of the labelled sets (the last fifth of their groups). The new
+    Both answer with 1, 3 and 5 points on what is kept out of the labelled sets and of people's answers (a fifth). The new
     one is promoted if no task loses more than half a point of IoU and the mean gains; else it is refused, and the
     command ends with 2. The verdict and its numbers are rows of the table promotions.
 
     Example: gapmap models promote models/0f3a9c01b2c3/sam-nano.safetensors --store masks/ --data labelled/
     """
     from engine.evaluate.interactive import choose_images
+    from engine.learn.answers import ANSWERS, read_answers
     from engine.learn.data import read_sets, split_groups
     from engine.models.allocator import keep_freed_memory
     from engine.models.loading import load_segmenter
@@ -65,11 +66,14 @@ def promote(
     from flows.console import steps_progress
     from schemas.errors import ConfigError
 
-    if not data:
-        raise ConfigError("There is nothing to judge on. Give labelled images: --data FOLDER")
     opened = Store(store)
     opened.check_exists()
-    held = {set_name: split_groups(of)[1] for set_name, of in read_sets(data).items()}
+    sets = read_sets(data or [])
+    if answers := read_answers(opened):
+        sets[ANSWERS] = answers
+    if not sets:
+        raise ConfigError("There is nothing to judge on. Give labelled images: --data FOLDER")
+    held = {set_name: split_groups(of)[1] for set_name, of in sets.items()}
     held = {set_name: of for set_name, of in held.items() if of}
     if not held:
         raise ConfigError(

@@ -47,8 +47,14 @@ def test_a_misspelt_key_would_be_found() -> None:
 def test_deployed_parameters_are_those_of_the_flow() -> None:
     from flows.finetune import finetune
     from flows.pseudolabel import pseudolabel
+    from flows.review import review_pull, review_push
 
-    flows = {"flows/pseudolabel.py:pseudolabel": pseudolabel, "flows/finetune.py:finetune": finetune}
+    flows = {
+        "flows/pseudolabel.py:pseudolabel": pseudolabel,
+        "flows/finetune.py:finetune": finetune,
+        "flows/review.py:review_push": review_push,
+        "flows/review.py:review_pull": review_pull,
+    }
     deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
     assert [deployment["entrypoint"] for deployment in deployments] == list(flows)
     for deployment in deployments:

@@ -18,6 +18,7 @@ from typing import TypeVar
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from engine.learn.image_loaders import ArrayLoader, FileLoader
 from engine.scenes import make_scene
 from schemas.errors import ConfigError
 
@@ -52,13 +53,17 @@ class LabelledMask:
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """An image with its masks. `load` gives uint8 HW3 RGB; images of one `group` are never split."""
+    """An image with its masks. `load` gives uint8 HW3 RGB; images of one `group` are never split.
+
+    `kept_out` says for ever whether it may be learnt from; where it is None, `split_groups` decides.
+    """
 
     name: str
     group: str
     modality: str
     masks: tuple[LabelledMask, ...]
     load: Callable[[], np.ndarray] = field(repr=False)
+    kept_out: bool | None = None
 
     @cached_property
     def boxes_M4(self) -> np.ndarray:
@@ -75,7 +80,7 @@ class LabelledImage:
     @property
     def fingerprint(self) -> str:
         """Changes when the masks change, or what is in the file of the pixels; the same wherever that lies."""
-        if not isinstance(self.load, _FileLoader):
+        if not isinstance(self.load, FileLoader):
             return self.digest
         try:
             content = hashlib.blake2b(self.load.path.read_bytes(), digest_size=8).hexdigest()
@@ -87,7 +92,7 @@ class LabelledImage:
 
     def preload(self) -> LabelledImage:
         """The same with its pixels in memory."""
-        return replace(self, load=_ArrayLoader(self.load()))
+        return replace(self, load=ArrayLoader(self.load()))
 
 
 def read_coco(annotations: str | Path) -> list[LabelledImage]:
@@ -122,7 +127,7 @@ def read_coco(annotations: str | Path) -> list[LabelledImage]:
             group=str(record.get("group", record["file_name"])),
             modality=str(record.get("modality", "")),
             masks=tuple(masks[key]),
-            load=_FileLoader(path.parent / record["file_name"]),
+            load=FileLoader(path.parent / record["file_name"]),
         )
         for key, record in records.items()
         if masks[key]
@@ -178,10 +183,11 @@ def learnable_images(images: Iterable[LabelledImage]) -> list[LabelledImage]:
 
 
 def split_groups(images: Iterable[LabelledImage]) -> tuple[list[LabelledImage], list[LabelledImage]]:
-    """(training, kept out): the last fifth of the groups, sorted by name, is kept out."""
+    """(training, kept out): the last fifth of the groups, sorted by name, is kept out, and what says so itself."""
     images = list(images)
-    groups = sorted({image.group for image in images})
+    groups = sorted({image.group for image in images if image.kept_out is None})
     kept_out = set(groups[len(groups) - round(len(groups) * KEPT_OUT_SHARE) :])
+    kept_out |= {image.group for image in images if image.kept_out}
     return [i for i in images if i.group not in kept_out], [i for i in images if i.group in kept_out]
 
 
@@ -215,7 +221,7 @@ def _scene_image(seed: int, size: int) -> LabelledImage:
         LabelledMask(coco_mask.encode(np.asfortranarray(m.mask, np.uint8)), int(m.mask.sum()), m.task)
         for m in scene.masks
     )
-    return LabelledImage(f"scene-{seed}", f"scene-{seed}", scene.layout, masks, _ArrayLoader(scene.image))
+    return LabelledImage(f"scene-{seed}", f"scene-{seed}", scene.layout, masks, ArrayLoader(scene.image))
 
 
 def _as_rle(segmentation: object, height: int, width: int) -> dict[str, object]:
@@ -224,27 +230,3 @@ def _as_rle(segmentation: object, height: int, width: int) -> dict[str, object]:
     if isinstance(segmentation, dict) and isinstance(segmentation["counts"], list):
         return coco_mask.frPyObjects(segmentation, height, width)
     return segmentation  # type: ignore[return-value]
-
-
-@dataclass(frozen=True)
-class _FileLoader:
-    path: Path
-
-    def __call__(self) -> np.ndarray:
-        from PIL import Image
-
-        try:
-            with Image.open(self.path) as image:
-                return np.array(image.convert("RGB"))
-        except OSError as error:
-            raise ConfigError(
-                f"{self.path} cannot be read ({type(error).__name__}). Restore it, or take it out of its COCO file."
-            ) from None
-
-
-@dataclass(frozen=True)
-class _ArrayLoader:
-    pixels: np.ndarray
-
-    def __call__(self) -> np.ndarray:
-        return self.pixels

@@ -13,13 +13,12 @@ import numpy as np
 
 from engine.learn.data import LabelledImage
 from engine.learn.embedded import shrink_masks
+from engine.learn.image_loaders import PoolLoader
 from engine.masks.map_crop import MapCrop
 from engine.masks.rle import decode_rle
 from engine.models.segmenter import Segmenter
-from engine.pool import read_image
 from schemas.errors import ConfigError
 from schemas.records import TASKS, PoolItem
-from schemas.settings import PoolSettings
 
 if TYPE_CHECKING:
     from engine.store import Store
@@ -147,7 +146,7 @@ def pseudo_labelled_images(
                 f"Masks of {model} in {store.files.label} have no uncertainty maps: they were labelled with --maps none. "
                 "Label the pool again with maps."
             )
-        load = _PoolLoader(PoolItem(rows[0]["uri"], rows[0]["fingerprint"]), image_id)
+        load = PoolLoader(PoolItem(rows[0]["uri"], rows[0]["fingerprint"]), image_id)
         made.append(TrainingImage(image_id, image_id, False, tuple(found), load))
     return made
 
@@ -174,17 +173,3 @@ def _read_map(row: dict[str, Any]) -> MapCrop | None:
         return None
     values = np.frombuffer(row["values"], np.uint8).reshape(row["rows"], row["columns"])
     return MapCrop((row["map_x0"], row["map_y0"], row["map_x1"], row["map_y1"]), values)
-
-
-@dataclass(frozen=True)
-class _PoolLoader:
-    """Reads an image of the pool, and makes sure that it is the one that was labelled."""
-
-    item: PoolItem
-    image_id: str
-
-    def __call__(self) -> np.ndarray:
-        image = read_image(self.item, PoolSettings())
-        if image.image_id != self.image_id:
-            raise ConfigError(f"{self.item.uri} was replaced since it was labelled. Label the pool again.")
-        return image.pixels

@@ -1,0 +1,63 @@
+"""People's answers in a store as labelled images: what fine-tuning and the gate learn from them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engine.learn.data import LabelledImage, LabelledMask
+from engine.learn.image_loaders import PoolLoader
+from schemas.records import TASKS, PoolItem
+
+if TYPE_CHECKING:
+    from engine.store import Store
+
+ANSWERS = "answers"
+"""What the set of a store's answers is called."""
+# Of several answers to one mask the one that agrees most with the others counts, of equal ones the latest.
+_MASKS = """
+    SELECT l.image_id, l.rle, l.height, l.width, l.area, l.task, i.uri, i.fingerprint
+    FROM (FROM labels WHERE verdict IN ('correct', 'fixed', 'new') AND area > 0
+          QUALIFY row_number() OVER (PARTITION BY image_id, coalesce(mask_id, label_id)
+                                     ORDER BY agreement DESC NULLS LAST, answered_at DESC) = 1) l
+    JOIN (SELECT image_id, min(uri) AS uri, arg_min(fingerprint, uri) AS fingerprint FROM images GROUP BY image_id) i USING (image_id)
+    ORDER BY l.image_id, l.label_id
+"""
+
+_NEW = """
+    SELECT count(*) AS n FROM labels WHERE verdict IN ('correct', 'fixed', 'new', 'no object', 'deleted')
+    AND pulled_at > (SELECT coalesce(max(created_at), '1970-01-01'::TIMESTAMPTZ) FROM models WHERE parent IS NOT NULL)
+"""
+
+
+def count_new_answers(store: Store) -> int:
+    """Masks that were answered since a model was fine-tuned last."""
+    return int(store.read(lambda snapshot: snapshot.rows(_NEW, {}))[0]["n"])
+
+
+def read_answers(store: Store) -> list[LabelledImage]:
+    """Images with the masks that people left, mended or added; each image is a group.
+
+    A fifth of the images, told by their ids, is kept out for ever, however many more are answered.
+    """
+    rows = store.read(lambda snapshot: snapshot.rows(_MASKS, {}))
+    by_image: dict[str, list[dict[str, object]]] = {}
+    for row in rows:
+        by_image.setdefault(str(row["image_id"]), []).append(row)
+    return [
+        LabelledImage(
+            name=image_id,
+            group=image_id,
+            modality="",
+            masks=tuple(
+                LabelledMask(
+                    {"size": [row["height"], row["width"]], "counts": row["rle"]},
+                    int(str(row["area"])),
+                    str(row["task"] or TASKS[0]),
+                )
+                for row in of
+            ),
+            load=PoolLoader(PoolItem(str(of[0]["uri"]), str(of[0]["fingerprint"])), image_id),
+            kept_out=int(image_id[:8], 16) % 5 == 0,
+        )
+        for image_id, of in by_image.items()
+    ]
