@@ -32,7 +32,7 @@ def query(
     sql: Annotated[
         str,
         typer.Argument(
-            help="One SELECT over the views images, masks, models (and tokens, where heads were fitted). Use - to read it from standard input."
+            help="One SELECT over the views images, masks, maps, labels, reviews, models, promotions (and tokens, where heads were fitted). Use - to read it from standard input."
         ),
     ],
     store: StoreOption,

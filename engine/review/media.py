@@ -23,7 +23,7 @@ from schemas.settings import PoolSettings
 IMAGE_NAME = "{image_id}.jpg"
 MAP_NAME = "{item_key}-{version}.map.jpg"
 _QUALITY = 95
-_MAP_SIDE = 1024  # a map is coarse; a large one would only be slow to open
+_MAP_SIDE = 640  # a map is coarse; a large one would only be slow to open
 
 
 def publish_media(item: ReviewItem, folder: Path) -> tuple[str, str]:
