@@ -25,6 +25,10 @@ class Connection:
         url: of the server.
         token: the user's legacy token or personal access token.
         timeout_s: of a request.
+
+    Attributes:
+        host: of the server, with its port if it names one.
+        waited_s: seconds that requests were under way so far.
     """
 
     def __init__(self, url: str, token: str, *, timeout_s: float = 120.0) -> None:
@@ -48,6 +52,7 @@ class Connection:
                 "Label Studio needs a token. Set LABEL_STUDIO_API_KEY (Account & Settings, Access Token)."
             )
         self._access, self._fresh_until = "", 0.0
+        self.waited_s = 0.0
         # Kept connections cost 40 ms a request with the server that Label Studio ships with.
         self._client = httpx.Client(timeout=timeout_s, headers={"Connection": "close"})
 
@@ -89,6 +94,7 @@ class Connection:
     ) -> Any:
         for attempt in range(tries):
             last = attempt == tries - 1
+            begun = time.monotonic()
             try:
                 response = self._client.request(
                     method,
@@ -104,6 +110,7 @@ class Connection:
                         "command again: it goes on from there."
                     ) from None
             else:
+                self.waited_s += time.monotonic() - begun
                 if response.status_code == 404 and missing_is_none:
                     return None
                 if (response.status_code < 500 and response.status_code != 429) or last:

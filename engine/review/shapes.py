@@ -13,7 +13,6 @@ import numpy as np
 from engine.review.brush import decode_brush
 
 _HALF = 128  # of the opacity that a stroke leaves
-_SUBPIXEL = 4  # bits of a corner's place below a pixel
 SHAPES = ("brush", "bitmask", "polygon", "rectangle", "ellipse")
 
 
@@ -91,11 +90,11 @@ def _outline(value: Mapping[str, Any]) -> np.ndarray:
 
 
 def _fill(points_P2: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Pixels whose centres lie inside corners given in percent."""
+    """Pixels inside corners given in percent, as COCO draws polygons."""
+    from pycocotools import mask as coco
+
     if len(points_P2) < 3 or not np.isfinite(points_P2).all():
         raise ValueError("An outline needs three corners.")
-    pixels_P2 = points_P2 / 100 * (size[1], size[0]) - 0.5
-    fixed = np.rint(pixels_P2 * 2**_SUBPIXEL).clip(-(2**30), 2**30).astype(np.int32)
-    drawn = np.zeros(size, np.uint8)
-    cv2.fillPoly(drawn, [fixed], 1, shift=_SUBPIXEL)
-    return drawn.astype(bool)
+    corners = (points_P2 / 100 * (size[1], size[0])).clip(0, (size[1], size[0])).ravel().tolist()
+    drawn: np.ndarray = coco.decode(coco.merge(coco.frPyObjects([corners], *size))).astype(bool)
+    return drawn
