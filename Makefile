@@ -10,9 +10,10 @@ PRETRAIN := $(BIN)/python -m engine.learn.pretrain
 LEARN_FROM := $(if $(DATA),--data $(DATA))
 
 FIT := $(BIN)/gapmap fit-heads --tokens runs/tokens --scenes 150 --calibrate-on scenes $(foreach set,$(DATA),--data $(set))
+REFINE := $(BIN)/gapmap fit-refiner --scenes 300 --rate 6e-4 $(foreach set,$(DATA),--data $(set))
 JUDGE := $(foreach set,$(wildcard ../shared/data/blood-cells ../shared/data/car-parts ../shared/data/salient),--evaluate-on $(set))
 
-.PHONY: help install demo review test test-fast lint lock weights heads clean
+.PHONY: help install demo review test test-fast lint lock weights heads refiners clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -59,6 +60,10 @@ weights: install  ## train sam-nano, then sam2-mini from it (three hours on one 
 heads: install  ## fit the heads of both models to scenes and the labelled sets (half an hour on two cores; goes on where it was)
 	$(FIT) --model sam2-mini $(JUDGE)
 	$(FIT) --model sam-nano --larger sam2-mini $(JUDGE)
+
+refiners: install  ## fit the refiners of both models to scenes and the labelled sets (an hour on two cores; goes on where it was)
+	$(REFINE) --model sam-nano --steps 1500
+	$(REFINE) --model sam2-mini --steps 1000
 
 clean:  ## remove the environment and what the demo made
 	rm -rf .venv gapmap-demo *.egg-info
