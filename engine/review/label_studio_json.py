@@ -22,13 +22,21 @@ MODEL_VERSION = "gapmap"
 """What all predictions are called: Label Studio orders tasks by score only among predictions of the project's version.
 Which model made them stands in the task."""
 
+# The toolbar appears after the picture was fitted: without a place kept for it the picture is cut at all four sides.
 LABEL_CONFIG = f"""<View>
   <Style>.gapmap-row {{ display: flex; gap: 12px; align-items: flex-start }} .gapmap-main {{ flex: 2 1 0; min-width: 0 }}
-    .gapmap-side {{ flex: 1 1 0; min-width: 0 }}</Style>
+    .gapmap-main .lsf-object {{ padding-right: 42px }} .gapmap-main .lsf-toolbar {{ margin-right: -42px }}
+    .gapmap-side {{ flex: 1 1 0; min-width: 0 }} .gapmap-side .lsf-toolbar {{ display: none }}
+    .gapmap-side .lsf-richtext {{ max-height: 45vh; overflow-y: auto }} .gapmap-side .lsf-richtext br {{ display: none }}
+    .gapmap-side .lsf-richtext__line {{ display: block; padding-bottom: 8px; font-size: 13px; line-height: 1.35 }}
+    .lsf-detailed-region__meta-text {{ word-break: normal; overflow-wrap: anywhere }}
+  </Style>
   <View className="gapmap-row">
     <View className="gapmap-main">
       <Image name="{IMAGE}" value="$image" zoom="true" zoomControl="true" brightnessControl="true"/>
       <BrushLabels name="{MASK}" toName="{IMAGE}"><Label value="{OBJECT}" background="#0072B2"/></BrushLabels>
+      <View visibleWhen="no-region-selected"><Header value="Select a mask to answer for it" size="5"/></View>
+      <View visibleWhen="region-selected"><Header value="Is this mask right, and what is it?" size="5"/></View>
       <Choices name="{VERDICT}" toName="{IMAGE}" perRegion="true" choice="single" showInline="true">
         {"".join(f'<Choice value="{word}"/>' for word in VERDICTS)}
       </Choices>
@@ -39,7 +47,7 @@ LABEL_CONFIG = f"""<View>
     </View>
     <View className="gapmap-side">
       <Header value="Where the model is unsure" size="5"/>
-      <Image name="map" value="$map"/>
+      <Image name="map" value="$map" zoomControl="false" selectionControl="false"/>
       <Header value="Why you are asked" size="5"/>
       <Text name="why" value="$why"/>
     </View>
