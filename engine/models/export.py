@@ -52,6 +52,7 @@ def write_model(
     folder.mkdir(parents=True, exist_ok=True)
     new = folder / f".{name}.safetensors.new"
     save_file(tensors, new, metadata)
+    new.chmod(0o644)  # safetensors leaves it to its owner alone
     path = folder / compute_sha256(new)[:12] / f"{name}.safetensors"
     path.parent.mkdir(exist_ok=True)
     new.replace(path)

@@ -94,4 +94,5 @@ def write_refiner(
     }
     new = path.with_name(path.name + ".new")
     save_file(tensors, new, {"refines": model_id, "about": json.dumps(about)})
+    new.chmod(0o644)  # safetensors leaves it to its owner alone
     new.replace(path)
