@@ -47,7 +47,7 @@ def draw_validity(result: Mapping[str, Any], path: Path) -> None:
         axes.axvline(0.6, color="#66666e", linewidth=1, linestyle=":")
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_xlim(0, 1)
-    upper.text(0.61, 3, "certain: c > 0.6", color="#66666e", size=9)
+    lower.text(0.61, 0.1, "certain: c > 0.6", color="#66666e", size=9, transform=lower.get_xaxis_transform())
     upper.set(ylim=(0, 101), ylabel="right, %")
     upper.set_title(
         f"Are certain pixels right?  {result['model']}, maps by {result['map_source']}", loc="left", size=11
