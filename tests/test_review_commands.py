@@ -180,14 +180,16 @@ def test_a_push_killed_at_any_moment_sends_everything_once(
 
 
 @contextmanager
-def broken_server(answers: list[tuple[int, bytes]]) -> Iterator[tuple[str, list[str]]]:
-    """An HTTP server that gives these answers in turn, the last one for ever; its address, and what was asked."""
+def broken_server(answers: list[tuple[int, bytes]], seconds: float = 0.0) -> Iterator[tuple[str, list[str]]]:
+    """An HTTP server that gives these answers in turn, the last one for ever, each after some seconds; its address, and
+    what was asked."""
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
         def reply(self) -> None:
             asked.append(f"{self.command} {self.path.partition('?')[0]}")
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            time.sleep(seconds)
             status, body = answers.pop(0) if len(answers) > 1 else answers[0]
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
@@ -249,6 +251,20 @@ def test_a_server_that_fails_in_passing_is_asked_again_but_nothing_is_sent_twice
         with pytest.raises(TransientError):
             Connection(url, TOKEN).post("/api/projects/1/import", [])
         assert asked == ["POST /api/projects/1/import"], "it may have been done"
+
+
+def test_a_server_that_is_too_slow_is_told_and_a_slow_one_waited_for(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.review.connection._WAIT_S", 0.01)
+    with broken_server([(200, b'{"fine": 1}')], seconds=0.5) as (url, _):
+        assert Connection(url, TOKEN).get("/api/projects") == {"fine": 1}
+        queue = LabelStudioQueue(Connection(url, TOKEN, timeout_s=0.1), "slow", tmp_path / "media")
+        with pytest.raises(TransientError, match="run the same command again"):
+            push_masks(store, queue, 3)
+    planned = store.query("SELECT state, sum(len(mask_ids)) AS masks FROM reviews GROUP BY state").to_pylist()
+    assert planned in ([], [{"state": "planned", "masks": 3}])
+    assert push_masks(store, FolderSide(tmp_path / "queue").queue, 3).masks == 3
 
 
 def test_a_server_that_is_down_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
