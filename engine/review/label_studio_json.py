@@ -29,7 +29,7 @@ LABEL_CONFIG = f"""<View>
     .gapmap-side {{ flex: 1 1 0; min-width: 0 }} .gapmap-side .lsf-toolbar {{ display: none }}
     .gapmap-side .lsf-richtext {{ max-height: 45vh; overflow-y: auto }} .gapmap-side .lsf-richtext br {{ display: none }}
     .gapmap-side .lsf-richtext__line {{ display: block; padding-bottom: 8px; font-size: 13px; line-height: 1.35 }}
-    .lsf-detailed-region__meta-text {{ word-break: normal; overflow-wrap: anywhere }}
+    .lsf-detailed-region .lsf-detailed-region__meta-text:not(textarea) {{ word-break: normal; overflow-wrap: anywhere }}
   </Style>
   <View className="gapmap-row">
     <View className="gapmap-main">
