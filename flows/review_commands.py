@@ -43,7 +43,8 @@ def push(
     ] = 100,
     project: ProjectOption = "gapmap",
     model: Annotated[
-        str | None, typer.Option(help="Whose masks, name@version. Default: of the model that labelled last.")
+        str | None,
+        typer.Option(help="Whose masks, by name or name@version. Default: of the model that labelled last."),
     ] = None,
     annotators: Annotated[int, typer.Option(min=1, help="Answers to each task before it is done.")] = 1,
     media: MediaOption = None,

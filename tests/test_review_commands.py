@@ -102,6 +102,14 @@ def test_without_a_queue_it_says_where_people_could_answer(
         open_queue(None)
 
 
+def test_a_model_is_named_with_or_without_its_version(store: Store, tmp_path: Path) -> None:
+    queue = FolderSide(tmp_path / "queue").queue
+    assert push_masks(store, queue, 1, model="nano").model == "nano@0123456789ab"
+    assert push_masks(store, queue, 2, model="nano@0123456789ab").masks == 1
+    with pytest.raises(ConfigError, match=r"Did you mean 'nano@0123456789ab'\?"):
+        push_masks(store, queue, 3, model="nano@0123456789ac")
+
+
 def test_answers_become_labels_to_learn_from(store: Store, tmp_path: Path) -> None:
     side = FolderSide(tmp_path / "queue")
     push_masks(store, side.queue, 100)

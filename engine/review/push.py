@@ -56,14 +56,14 @@ def push_masks(
         store: with masks.
         queue: where people answer.
         budget: masks that wait for people after the push, at most; those that wait already count.
-        model: whose masks, name@version; None for the one that labelled last.
+        model: whose masks, name@version or a name; None for the one that labelled last.
         progress: called with (items sent, items to send).
 
     Raises:
-        ConfigError: the store has no masks, or the queue cannot be used.
+        ConfigError: the store has no masks (of this model), or the queue cannot be used.
         TransientError: the queue failed in passing; run it again.
     """
-    model = model or newest_model(store)
+    model = newest_model(store, model)
     report = PushReport(queue.name, model)
     waiting = open_items(store, queue.name)
     there = queue.find([row["item_key"] for row in waiting])

@@ -9,7 +9,7 @@ import numpy as np
 
 from engine.masks.map_crop import MapCrop
 from engine.review.items import ReviewItem, group_masks, make_key, shown_mask
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, nearest_name
 
 if TYPE_CHECKING:
     from engine.store import Store
@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 _SAME_OBJECT = 0.5  # IoU above which a mask is of an object that people have answered for
 _PAGE = 2000
 
-_NEWEST_MODEL = (
-    "SELECT model FROM images WHERE n_masks > 0 GROUP BY model ORDER BY max(committed_at) DESC LIMIT 1"
-)
+_MODELS = "SELECT model FROM images WHERE n_masks > 0 GROUP BY model ORDER BY max(committed_at) DESC"
 _FREE_MASKS = """
     SELECT mask_id, image_id, rle, height, width, uncertainty FROM masks
     WHERE model = $model AND mask_id NOT IN (SELECT unnest(mask_ids) FROM reviews WHERE queue = $queue)
@@ -48,18 +46,24 @@ _MASKS = """
 """
 
 
-def newest_model(store: Store) -> str:
+def newest_model(store: Store, asked: str | None = None) -> str:
     """The model that labelled last, name@version.
 
+    Args:
+        asked: name@version of one that labelled, or its name alone.
+
     Raises:
-        ConfigError: no mask is there.
+        ConfigError: the store has no masks, or none of the model that was asked for.
     """
-    rows = store.query(_NEWEST_MODEL).to_pylist()
-    if not rows:
+    models = [str(row["model"]) for row in store.query(_MODELS).to_pylist()]
+    if not models:
         raise ConfigError(
             f"The store {store.files.label} holds no masks. Make some: gapmap label POOL --store …"
         )
-    return str(rows[0]["model"])
+    for model in models:
+        if asked in (None, model, model.partition("@")[0]):
+            return model
+    raise ConfigError(f"No masks of {asked!r} are in {store.files.label}. {nearest_name(str(asked), models)}")
 
 
 def open_items(store: Store, queue: str) -> list[dict[str, Any]]:
