@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from engine.review.items import ReviewItem, make_key
+from engine.review.items import ReviewItem, group_masks, make_key
 from engine.review.queue import ReviewQueue
-from engine.review.selection import choose_masks, load_items, newest_model, open_items
+from engine.review.selection import free_masks, load_items, newest_model, open_items
 
 if TYPE_CHECKING:
     from engine.store import Store
+
+_RENEWED_AT_ONCE = 50
 
 
 @dataclass
@@ -76,8 +78,9 @@ def push_masks(
     report.renewed = _renew(store, queue, [row for row in waiting if row["item_key"] in there], there, model)
     missing = [row for row in waiting if row["item_key"] not in there]
     shown = sum(len(row["mask_ids"]) for row in waiting)
-    chosen = choose_masks(store, queue.name, model, budget - shown)
-    planned = [_plan(queue.name, model, of) for of in chosen]
+    room = budget - shown
+    chosen = free_masks(store, queue.name, model, room) if room > 0 else []
+    planned = [_plan(queue.name, model, of) for of in group_masks(chosen)]
     store.append("reviews", planned)
     to_send = [*missing, *planned]
     rows = {row["item_key"]: row for row in to_send}
@@ -105,32 +108,44 @@ def push_masks(
 def _renew(
     store: Store, queue: ReviewQueue, rows: Sequence[Mapping[str, Any]], there: Mapping[str, str], model: str
 ) -> int:
-    """Let unanswered items of older models show this model's most uncertain masks of the same image."""
+    """Let unanswered items of older models show this model's most uncertain masks of the same image.
+
+    Killed in between, the items that were changed and not written down are changed once more.
+    """
     old = [row for row in rows if row["model"] != model]
     if not old:
         return 0
-    fresh = store.read(
-        lambda snapshot: snapshot.con.execute(
-            "SELECT image_id, mask_id FROM masks WHERE model = ? AND list_contains(?, image_id)"
-            " AND mask_id NOT IN (SELECT mask_id FROM labels WHERE mask_id IS NOT NULL) ORDER BY uncertainty DESC, mask_id",
-            [model, sorted({row["image_id"] for row in old})],
-        ).fetchall()
-    )
-    by_image: dict[str, list[str]] = {}
-    for image_id, mask_id in fresh:
-        by_image.setdefault(image_id, []).append(mask_id)
-    renewed = 0
-    for row in old:
-        mask_ids = by_image.get(row["image_id"], [])[: len(row["mask_ids"])]
-        by_image[row["image_id"]] = by_image.get(row["image_id"], [])[len(row["mask_ids"]) :]
-        items = load_items(store, model, [(row["item_key"], mask_ids)]) if mask_ids else []
-        if items:  # an image that the new model has not labelled yet keeps its masks
-            task_id = there[row["item_key"]]
-            queue.update([task_id], items)
-            changed = {"model": model, "mask_ids": mask_ids, "uncertainty": items[0].uncertainty}
-            store.append("reviews", [_sent({**row, **changed}, task_id)])
-            renewed += 1
-    return renewed
+    images = sorted({row["image_id"] for row in old})
+    free: dict[str, list[str]] = {}
+    for mask in free_masks(store, queue.name, model, images=images):
+        free.setdefault(mask["image_id"], []).append(mask["mask_id"])
+    groups: list[tuple[str | None, list[str]]] = []
+    for row in old:  # an image that the new model has not labelled yet keeps its masks
+        of, count = free.get(row["image_id"], []), len(row["mask_ids"])
+        if of:
+            groups.append((row["item_key"], of[:count]))
+            free[row["image_id"]] = of[count:]
+    by_key = {row["item_key"]: row for row in old}
+    items = load_items(store, model, groups)
+    for start in range(0, len(items), _RENEWED_AT_ONCE):
+        part = items[start : start + _RENEWED_AT_ONCE]
+        queue.update([there[item.item_key] for item in part], part)
+        changed = [
+            {
+                "model": model,
+                "mask_ids": [mask.mask_id for mask in item.masks],
+                "uncertainty": item.uncertainty,
+            }
+            for item in part
+        ]
+        store.append(
+            "reviews",
+            [
+                _sent({**by_key[item.item_key], **now}, there[item.item_key])
+                for item, now in zip(part, changed, strict=True)
+            ],
+        )
+    return len(items)
 
 
 def _plan(queue: str, model: str, masks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engine.masks.map_crop import MapCrop
-from engine.review.items import ReviewItem, group_masks, make_key, shown_mask
+from engine.review.items import ReviewItem, make_key, shown_mask
 from schemas.errors import ConfigError, nearest_name
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ _FREE_MASKS = """
     SELECT mask_id, image_id, rle, height, width, uncertainty FROM masks
     WHERE model = $model AND mask_id NOT IN (SELECT unnest(mask_ids) FROM reviews WHERE queue = $queue)
       AND mask_id NOT IN (SELECT mask_id FROM labels WHERE mask_id IS NOT NULL AND verdict NOT IN ('withdrawn', 'skipped'))
+      AND ($every OR list_contains($images::VARCHAR[], image_id))
     ORDER BY uncertainty DESC, mask_id LIMIT $page OFFSET $start
 """
 # A mask that people took away holds no run lengths of its own: the one that was shown stands for it.
@@ -71,32 +72,38 @@ def open_items(store: Store, queue: str) -> list[dict[str, Any]]:
     return store.read(lambda snapshot: snapshot.rows(_OPEN, {"queue": queue}))
 
 
-def choose_masks(store: Store, queue: str, model: str, count: int) -> list[list[dict[str, Any]]]:
-    """The most uncertain masks that are free, in groups of one item each: rows with mask_id, image_id, uncertainty.
+def free_masks(
+    store: Store, queue: str, model: str, count: int | None = None, images: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """Masks that people may be asked about, the most uncertain first: rows with mask_id, image_id, uncertainty, size.
 
     Free is what is in no item of this queue, was not answered in any, and is not of an object that people have
     answered for (IoU above a half, whichever model's mask they were shown).
 
     Args:
-        count: masks, at most.
+        queue: its name.
+        model: that made them, name@version.
+        count: at most so many; None for all.
+        images: only of these image_ids; None for all.
     """
 
     def read(snapshot: Snapshot) -> list[dict[str, Any]]:
         answered: dict[str, list[dict[str, Any]]] = {}
         for row in snapshot.rows(_ANSWERED, {}):
             answered.setdefault(row["image_id"], []).append(row)
-        chosen: list[dict[str, Any]] = []
+        free: list[dict[str, Any]] = []
         start = 0
-        while len(chosen) < count:
+        while count is None or len(free) < count:
             asked = {"model": model, "queue": queue, "page": _PAGE, "start": start}
+            asked |= {"every": images is None, "images": list(images or [])}
             page = snapshot.rows(_FREE_MASKS, asked)
-            chosen += (row for row in page if not _is_answered(row, answered.get(row["image_id"], ())))
+            free += (row for row in page if not _is_answered(row, answered.get(row["image_id"], ())))
             start += _PAGE
             if len(page) < _PAGE:
                 break
-        return chosen[:count]
+        return free[:count]
 
-    return group_masks(store.read(read)) if count > 0 else []  # type: ignore[return-value]
+    return store.read(read)
 
 
 def load_items(
