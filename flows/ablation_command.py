@@ -128,12 +128,13 @@ def ablation(
 
 def _print_table(report: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     rows = report["variants"]
     counts = list(rows[0]["points"])
     heads = [f"{count} click{'s' * (count > 1)}" for count in counts]
-    table = Table("", *heads, "worst unseen", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    title = Column("", no_wrap=True)
+    table = Table(title, *heads, "worst unseen", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for row in rows:
         cells = []
         for count in counts:
