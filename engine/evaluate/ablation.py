@@ -50,12 +50,12 @@ _PLAIN = {"uncertainty_loss": False, "uncertainty_sampling": False, "task_prompt
 VARIANTS: dict[str, Variant] = {
     "vanilla": Variant("people's masks alone", "none", _PLAIN),
     "mix": Variant("both, all pixels alike", "maps", _PLAIN),
-    "redrawn": Variant("both, the refiner's masks as labels", "redrawn", _PLAIN),
+    "redrawn": Variant("refiner's masks as labels", "redrawn", _PLAIN),
     "no-task": Variant("SUM without task prompt", "maps", {"task_prompt": "none"}),
-    "no-loss": Variant("SUM without uncertainty in losses", "maps", {"uncertainty_loss": False}),
-    "no-sampling": Variant("SUM without uncertainty in points", "maps", {"uncertainty_sampling": False}),
-    "every-round": Variant("SUM, task told in every round", "maps", {"task_prompt": "every"}),
-    "confidence": Variant("SUM, SAM's confidence as the map", "confidence", {}),
+    "no-loss": Variant("SUM, losses unweighted", "maps", {"uncertainty_loss": False}),
+    "no-sampling": Variant("SUM, points unweighted", "maps", {"uncertainty_sampling": False}),
+    "every-round": Variant("SUM, task told every round", "maps", {"task_prompt": "every"}),
+    "confidence": Variant("SUM, confidence as the map", "confidence", {}),
     SUM: Variant("SUM", "maps", {}),
 }
 """All but the model as it was, `base`."""
