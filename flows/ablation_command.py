@@ -94,7 +94,8 @@ def ablation(
     keep_freed_memory()
     segmenter = load_segmenter(model, device=device)
     settings = FinetuneSettings(train=train, steps=steps, rate=rate, seed=seed)
-    human = human_images([image for of in learnt.values() for image in learnable_images(of)])
+    taught = {name: learnable_images(of) for name, of in learnt.items()}
+    human = human_images([image for of in taught.values() for image in of])
     pseudo: dict[str, list[TrainingImage]] = {}
     kinds = {VARIANTS[name].pseudo for name in chosen if name != BASE}
     if kinds - {"none"}:
@@ -113,7 +114,7 @@ def ablation(
         }
     rows = tabulate(found, learnt=list(learnt))
     report = {"model": segmenter.model_id, "masks": len({(r.data, r.image, r.mask) for r in found[BASE]})}
-    report |= {"human": {name: len(of) for name, of in learnt.items()}, "pseudo": len(pseudo.get("maps", ()))}
+    report |= {"human": {name: len(of) for name, of in taught.items()}, "pseudo": len(pseudo.get("maps", ()))}
     report |= {"variants": rows}
     if plot:
         from engine.report.learning_plots import draw_ablation
