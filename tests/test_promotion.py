@@ -129,9 +129,10 @@ def test_a_worse_version_is_refused_and_a_better_one_labels_from_then_on(tmp_pat
 
 
 def test_what_cannot_work_says_what_to_do(tmp_path: Path) -> None:
+    record(Store(str(tmp_path)), "sam-nano@1", "refused", "sam-nano", "sam-nano@0", "sam-nano")
     nothing = gapmap("models", "promote", "sam-nano", "--store", tmp_path)
     assert nothing.returncode == 1
-    assert "--data FOLDER" in nothing.stderr
+    assert "--data FOLDER" in nothing.stderr, "nobody has answered in this store"
     nowhere = gapmap("models", "rollback", "sam-nano", "--store", tmp_path / "none")
     assert nowhere.returncode == 1
     assert "no store" in nowhere.stderr
