@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,11 @@ class LabelStudio:
     email: str
     password: str
     folder: Path
+
+    @cached_property
+    def personal_token(self) -> str:
+        """The user's personal access token: Label Studio makes only one."""
+        return str(self.ask("/api/token/", {})["token"])
 
     def ask(
         self, path: str, data: Any = None, method: str | None = None, authorization: str | None = ""

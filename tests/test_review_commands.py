@@ -291,7 +291,7 @@ def test_both_kinds_of_token_work_and_a_project_may_be_renamed(
     queue = server_queue(label_studio)
     push_masks(store, queue, 4)
     label_studio.ask(f"/api/projects/{queue.project_id}", {"title": "Renamed by hand"}, "PATCH")
-    personal = label_studio.ask("/api/token/", {}, "POST")["token"]
+    personal = label_studio.personal_token
     again = LabelStudioQueue(
         Connection(label_studio.url, personal), queue.name.rpartition("/")[2], tmp_path / "unused"
     )

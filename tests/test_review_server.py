@@ -32,8 +32,8 @@ def test_a_person_logs_in_and_nobody_signs_up_without_a_link(label_studio: Label
 @pytest.mark.slow
 def test_a_program_asks_with_the_legacy_token_or_with_a_personal_one(label_studio: LabelStudio) -> None:
     assert label_studio.ask("/api/current-user/whoami")["email"] == label_studio.email
-    personal = label_studio.ask("/api/token/", {})["token"]
-    access = label_studio.ask("/api/token/refresh", {"refresh": personal}, authorization=None)["access"]
+    asked = {"refresh": label_studio.personal_token}
+    access = label_studio.ask("/api/token/refresh", asked, authorization=None)["access"]
     whoami = label_studio.ask("/api/current-user/whoami", authorization=f"Bearer {access}")
     assert whoami["email"] == label_studio.email
     for refused in ("Token 0123456789", None):
