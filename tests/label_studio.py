@@ -6,6 +6,7 @@ import http.cookiejar
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -119,6 +120,11 @@ def running_label_studio(folder: Path) -> Iterator[LabelStudio]:
         server.stop()
 
 
+def _heed_ctrl_c() -> None:
+    """What was started in the background of a shell ignores Ctrl-C, and so do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class ServerCommand:
     """`gapmap review-server` in a folder, as a person runs it."""
 
@@ -134,7 +140,7 @@ class ServerCommand:
         }
         self.process = subprocess.Popen(
             [*command, "--port", str(self.port)], cwd=ROOT, env={**os.environ, **self.leaks},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=_heed_ctrl_c,
         )  # fmt: skip
         self.printed = ""
 
