@@ -9,6 +9,7 @@ import typer
 
 from flows.head_commands import DataOption
 from flows.own_prefect import quiet_prefect, tether_server
+from flows.store_commands import absolute_address
 
 
 def finetune(
@@ -93,7 +94,7 @@ def finetune(
         summary = run(
             str(out.absolute()),
             [str(path.absolute()) for path in data or []],
-            store if store is None or "://" in store else str(Path(store).expanduser().absolute()),
+            None if store is None else absolute_address(store),
             model,
             settings,
             most_uncertain,

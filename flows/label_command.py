@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from flows.own_prefect import quiet_prefect, tether_server
-from flows.store_commands import StoreOption
+from flows.store_commands import StoreOption, absolute_address
 
 
 def label(
@@ -114,8 +113,8 @@ def label(
         from flows.pseudolabel import pseudolabel
 
         summary = pseudolabel(
-            _absolute(pool),
-            _absolute(store),
+            absolute_address(pool),
+            absolute_address(store),
             model,
             generate=generate,
             files=files,
@@ -124,12 +123,7 @@ def label(
             limit=limit,
             device=device,
             retry_errors=retry_errors,
-            heads=heads if heads in (None, "none") else _absolute(heads),
-            maps=maps if maps in (None, "none", "self") else _absolute(maps),
+            heads=heads if heads in (None, "none") else absolute_address(heads),
+            maps=maps if maps in (None, "none", "self") else absolute_address(maps),
         )
     bar.summarise(summary)
-
-
-def _absolute(address: str) -> str:
-    """A local path made absolute, so that the rows name files wherever the next command is run; URLs stay."""
-    return address if "://" in address else str(Path(address).expanduser().absolute())

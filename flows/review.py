@@ -73,8 +73,8 @@ def review_push(
 ) -> PushSummary:
     """Fill the queue with the most uncertain masks; killed or run again, nothing is asked twice."""
     target, asked = _open(store, queue, project, media, media_url, annotators)
-    report = push(target, asked, budget, model, lambda done, total: tell_steps(done, total))
-    return PushSummary(**vars(report), address=getattr(asked, "address", asked.name.partition(":")[2]))
+    report = push(target, asked, budget, model, tell_steps)
+    return PushSummary(**vars(report), address=asked.address)
 
 
 @flow(name="review-pull", persist_result=False)

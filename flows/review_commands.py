@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from flows.own_prefect import quiet_prefect, tether_server
-from flows.store_commands import StoreOption
+from flows.store_commands import StoreOption, absolute_address
 
 QueueOption = Annotated[
     str | None,
@@ -66,7 +65,9 @@ def push(
     with steps_progress("sending") as bar, hearing_steps(bar):
         from flows.review import review_push
 
-        summary = review_push(_absolute(store), queue, budget, project, model, media, media_url, annotators)
+        summary = review_push(
+            absolute_address(store), queue, budget, project, model, media, media_url, annotators
+        )
     for name, why in summary.left_out:
         typer.secho(f"left out: {name}: {why}", fg="yellow", err=True)
     typer.echo(
@@ -92,7 +93,7 @@ def pull(
     tether_server()
     from flows.review import review_pull
 
-    summary = review_pull(_absolute(store), queue, project, media, media_url)
+    summary = review_pull(absolute_address(store), queue, project, media, media_url)
     counts = ", ".join(f"{count} {verdict}" for verdict, count in summary.verdicts.items())
     typer.echo(f"{summary.answers} new or changed answers" + (f": {counts}" if counts else ""))
     if summary.strangers:
@@ -129,12 +130,8 @@ def listen(
     def fetch() -> Any:
         from flows.review import review_pull
 
-        return review_pull(_absolute(store), queue, project, media, media_url)
+        return review_pull(absolute_address(store), queue, project, media, media_url)
 
     quiet_prefect()
     tether_server()
     serve(fetch, host=host, port=port, every_s=every)
-
-
-def _absolute(store: str) -> str:
-    return store if "://" in store else str(Path(store).expanduser().absolute())

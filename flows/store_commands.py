@@ -19,6 +19,11 @@ StoreOption = Annotated[
 ]
 
 
+def absolute_address(address: str) -> str:
+    """A local path made absolute, so that rows name files wherever the next command is run; URLs stay."""
+    return address if "://" in address else str(Path(address).expanduser().absolute())
+
+
 class _Format(StrEnum):
     """How a query's result is written."""
 

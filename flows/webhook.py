@@ -19,7 +19,7 @@ from typing import Any
 import typer
 from fastapi import FastAPI, Request, Response
 
-from schemas.errors import ConfigError, TransientError
+from schemas.errors import ConfigError, GapmapError
 
 HEADER = "x-gapmap-secret"
 SECRET_FILE = Path(".review") / "webhook-secret"
@@ -65,8 +65,10 @@ class Puller:
                 found = self._fetch()
                 if found.answers:
                     self._tell(f"{found.answers} new or changed answers")
-            except (TransientError, ConfigError) as error:  # the next pull finds what this one did not
+            except GapmapError as error:  # the next pull finds what this one did not
                 self._tell(str(error))
+            except Exception as error:  # nor may Prefect's own troubles end the listening
+                self._tell(f"a pull failed ({type(error).__name__}); the next one tries again")
 
 
 def make_receiver(puller: Puller, secret: str) -> FastAPI:
@@ -78,7 +80,7 @@ def make_receiver(puller: Puller, secret: str) -> FastAPI:
         if not hmac.compare_digest(request.headers.get(HEADER, "").encode(), secret.encode()):
             return Response(status_code=403)
         size = 0
-        async for part in request.stream():  # to its end, or the sender would see a broken connection
+        async for part in request.stream():  # read, or the sender would see a broken connection
             size += len(part)
             if size > _MOST_BYTES:
                 return Response(status_code=413)
@@ -96,17 +98,22 @@ def find_secret() -> str:
     """From GAPMAP_WEBHOOK_SECRET, else from the file that only its owner can read; made at the first call."""
     if secret := os.environ.get("GAPMAP_WEBHOOK_SECRET"):
         return secret
+    if not SECRET_FILE.exists():
+        _make_secret()
+    if not (secret := SECRET_FILE.read_text().strip()):
+        raise ConfigError(f"{SECRET_FILE} is empty. Remove it, or set GAPMAP_WEBHOOK_SECRET.")
+    return secret
+
+
+def _make_secret() -> None:
+    """Whole or not at all, and never over another's."""
     SECRET_FILE.parent.mkdir(parents=True, exist_ok=True)
     new = SECRET_FILE.with_name(f".{SECRET_FILE.name}-{secrets.token_hex(8)}")
     with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(secrets.token_urlsafe(32))
-    with suppress(FileExistsError):  # whole or not at all, and never another's
+    with suppress(FileExistsError):
         os.link(new, SECRET_FILE)
     new.unlink()
-    secret = SECRET_FILE.read_text().strip()
-    if not secret:
-        raise ConfigError(f"{SECRET_FILE} is empty. Remove it, or set GAPMAP_WEBHOOK_SECRET.")
-    return secret
 
 
 def serve(fetch: Callable[[], Any], *, host: str, port: int, every_s: float) -> None:

@@ -35,7 +35,9 @@ that was killed is gone on with and sends nothing twice."""
 LABELS = pa.schema(
     [
         documented(
-            "label_id", pa.string(), "hash of queue, annotation, region and time of the answer, 32 hex digits"
+            "label_id",
+            pa.string(),
+            "hash of queue, task, annotation, region and time of the answer, 32 hex digits",
         ),
         documented("queue", pa.string(), "where it was answered"),
         documented("item_key", pa.string(), "task that was answered"),

@@ -10,12 +10,9 @@ from prefect.concurrency.sync import concurrency
 from prefect.runtime import task_run
 from prefect.tasks import exponential_backoff
 
-from schemas.errors import TransientError
+from tasks.retrying import may_help_to_retry
 
 if TYPE_CHECKING:
-    from prefect.client.schemas.objects import State, TaskRun
-    from prefect.tasks import Task
-
     from engine.pseudolabel import Pseudolabeller, ShardReport
     from schemas.records import PoolItem
     from tasks.progress import RunProgress
@@ -26,19 +23,13 @@ DEVICE_LIMIT = "gapmap-device"
 _RETRIES = 4
 
 
-def _may_help_to_retry(_task: Task, _run: TaskRun, state: State) -> bool:
-    """Only what failed in passing is tried again; a wrong setting fails at once."""
-    result = state.result(raise_on_failure=False)
-    return isinstance(result, TransientError)
-
-
 @task(
     name="label-shard",
     task_run_name="shard-{number}",
     retries=_RETRIES,
     retry_delay_seconds=exponential_backoff(5),
     retry_jitter_factor=0.5,
-    retry_condition_fn=_may_help_to_retry,
+    retry_condition_fn=may_help_to_retry,
     cache_policy=NO_CACHE,  # the store says what is done, nothing else does
     persist_result=False,
 )

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from schemas.errors import ConfigError, ImageError
-from schemas.records import PoolItem
-from schemas.settings import PoolSettings
 
 if TYPE_CHECKING:
     from engine.store import Store
@@ -36,7 +34,7 @@ def draw_mask_picture(store: Store, mask_id: str, out: Path | None = None) -> Pa
             written.
     """
     from engine.masks.rle import decode_rle
-    from engine.pool import read_image
+    from engine.pool import reread_image
     from engine.report.map_plots import draw_mask
     from engine.store.whole_file import written_whole
 
@@ -46,13 +44,9 @@ def draw_mask_picture(store: Store, mask_id: str, out: Path | None = None) -> Pa
         raise ConfigError(f"{path} is no PNG in a folder that is there. Write for example --out mask.png")
     name = Path(row["uri"]).name
     try:
-        image = read_image(PoolItem(row["uri"], row["fingerprint"]), PoolSettings())
+        image = reread_image(row["uri"], row["fingerprint"], row["image_id"])
     except ImageError as error:
-        raise ConfigError(f"{name} cannot be opened: {error}") from None
-    if image.image_id != row["image_id"]:
-        raise ConfigError(
-            f"{name} was replaced since it was labelled. Label it again, then show the new mask."
-        )
+        raise ConfigError(f"{name} cannot be shown: {error}") from None
     mask_HW = decode_rle([row["rle"]], row["height"], row["width"])[0]
     map_HW = _read_map(store, row)
     predicted = "" if row["predicted_iou"] is None else f", predicted IoU {row['predicted_iou']:.2f}"
@@ -91,9 +85,7 @@ def _read_map(store: Store, row: dict[str, Any]) -> np.ndarray | None:
         _MAP.format(**{key: str(row[key]).replace("'", "''") for key in ("mask_id", "model", "image_id")})
     )
     for of in found.to_pylist():
-        values = np.frombuffer(of["values"], np.uint8).reshape(of["rows"], of["columns"])
-        height, width = row["height"], row["width"]
-        return MapCrop((of["x0"], of["y0"], of["x1"], of["y1"]), values).sample(
-            (0, 0, width, height), (height, width)
-        )
+        if crop := MapCrop.from_row(of):
+            height, width = row["height"], row["width"]
+            return crop.sample((0, 0, width, height), (height, width))
     return None

@@ -10,12 +10,9 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 
-from schemas.errors import TransientError
+from tasks.retrying import may_help_to_retry
 
 if TYPE_CHECKING:
-    from prefect.client.schemas.objects import State, TaskRun
-    from prefect.tasks import Task
-
     from engine.review.pull import PullReport
     from engine.review.push import PushReport
     from engine.review.queue import ReviewQueue
@@ -39,16 +36,11 @@ def find_token() -> str | None:
         return None
 
 
-def _may_help_to_retry(_task: Task, _run: TaskRun, state: State) -> bool:
-    """Only what failed in passing is tried again: both stages go on where they were."""
-    return isinstance(state.result(raise_on_failure=False), TransientError)
-
-
 @task(
     name="push-masks",
     retries=3,
     retry_delay_seconds=exponential_backoff(5),
-    retry_condition_fn=_may_help_to_retry,
+    retry_condition_fn=may_help_to_retry,
     cache_policy=NO_CACHE,
     persist_result=False,
 )
@@ -80,7 +72,7 @@ def push(
     name="pull-answers",
     retries=3,
     retry_delay_seconds=exponential_backoff(5),
-    retry_condition_fn=_may_help_to_retry,
+    retry_condition_fn=may_help_to_retry,
     cache_policy=NO_CACHE,
     persist_result=False,
 )

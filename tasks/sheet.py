@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from schemas.errors import ConfigError, ImageError
-from schemas.records import PoolItem
-from schemas.settings import PoolSettings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +41,7 @@ def draw_sheet(store: Store, out: Path, *, images: int = 12, model: str | None =
     Raises:
         ConfigError: the store holds no masks (of that model), or `out` cannot be written.
     """
-    from engine.pool import read_image
+    from engine.pool import reread_image
     from engine.report.contact_sheet import SheetCell, draw_contact_sheet, draw_masks
     from engine.store.whole_file import written_whole
 
@@ -61,12 +59,9 @@ def draw_sheet(store: Store, out: Path, *, images: int = 12, model: str | None =
     for row in rows:
         name = Path(row["uri"]).name
         try:
-            image = read_image(PoolItem(row["uri"], row["fingerprint"]), PoolSettings())
+            image = reread_image(row["uri"], row["fingerprint"], row["image_id"])
         except ImageError as error:
             left_out.append(f"{name} is left out: {error}")
-            continue
-        if image.image_id != row["image_id"]:
-            left_out.append(f"{name} is left out: the file was replaced since it was labelled.")
             continue
         found = store.query(_MASKS.format(model=quoted, image_id=row["image_id"])).to_pylist()
         caption = (name, f"{row['n_masks']} masks, most uncertain {row['uncertainty']:.2f}")

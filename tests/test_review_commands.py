@@ -135,6 +135,38 @@ def test_answers_become_labels_to_learn_from(store: Store, tmp_path: Path) -> No
         assert image.load().shape[:2] == image.masks[0].size
 
 
+def test_a_mask_that_all_others_took_away_is_not_learnt_from(store: Store, tmp_path: Path) -> None:
+    side = FolderSide(tmp_path / "queue")
+    push_masks(store, side.queue, 100)
+    task = side.tasks()[0]
+    regions = task["predictions"][0]["result"]
+    side.answer(task, regions)
+    side.answer(task, regions[1:], user=2)
+    pull_answers(store, side.queue)
+    [image] = read_answers(store)
+    assert len(image.masks) == len(regions) - 1 == 3
+
+
+def test_listening_goes_on_whatever_a_pull_dies_of() -> None:
+    from flows.webhook import Puller
+
+    said, tried = [], threading.Semaphore(0)
+    troubles = [TransientError("the server is down"), RuntimeError("token=secret-word")]
+
+    def fetch() -> Any:
+        tried.release()
+        raise troubles.pop(0) if troubles else TransientError("still")
+
+    puller = Puller(fetch, 3000, said.append)
+    puller.start()
+    for _ in range(2):
+        assert tried.acquire(timeout=30)
+        puller.wake()
+    assert tried.acquire(timeout=30)
+    puller.stop()
+    assert said[:2] == ["the server is down", "a pull failed (RuntimeError); the next one tries again"]
+
+
 KILLED = """
 import sys
 from pathlib import Path

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -10,6 +12,7 @@ from uuid import uuid4
 import cv2
 import numpy as np
 import pytest
+from label_studio import LabelStudio
 from review_sides import MODEL, SIZE, FolderSide, ServerSide, Side, disk, label_pool, write_pool
 
 from engine.masks.rle import decode_rle
@@ -19,13 +22,18 @@ from engine.review.label_studio import LabelStudioQueue
 from engine.review.pull import pull_answers
 from engine.review.push import push_masks
 from engine.store import Store
+from schemas.errors import ConfigError
 
 
 @pytest.fixture(params=["folder", pytest.param("label-studio", marks=pytest.mark.slow)])
 def side(request: pytest.FixtureRequest, tmp_path: Path) -> Side:
     if request.param == "folder":
         return FolderSide(tmp_path / "queue")
-    server = request.getfixturevalue("label_studio")
+    return server_side(request.getfixturevalue("label_studio"))
+
+
+def server_side(server: LabelStudio) -> ServerSide:
+    """A project of its own."""
     name = f"queue-{uuid4().hex[:8]}"
     queue = LabelStudioQueue(
         Connection(server.url, server.token),
@@ -281,3 +289,81 @@ def test_an_image_that_is_gone_is_told_and_the_rest_is_sent(
     report = push_masks(store, side.queue, 20)
     assert [name for name, _ in report.left_out] == ["00.jpg"]
     assert report.masks == 16
+
+
+def test_images_that_are_gone_take_no_room_from_the_rest(
+    side: Side, store: Store, pool: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "pool" / "00.jpg").rename(tmp_path / "away.jpg")
+    first = push_masks(store, side.queue, 2)
+    assert (first.masks, first.waiting, len(first.left_out)) == (1, 1, 1), "the worst mask is of that image"
+    second = push_masks(store, side.queue, 2)
+    assert (second.masks, second.waiting, len(second.left_out)) == (1, 2, 1)
+    (tmp_path / "away.jpg").rename(tmp_path / "pool" / "00.jpg")
+    third = push_masks(store, side.queue, 4)
+    assert (third.masks, third.left_out) == (2, []), "it is there again"
+
+
+def test_a_newer_model_renews_tasks_whose_pool_has_moved_away(
+    side: Side, store: Store, pool: Any, tmp_path: Path
+) -> None:
+    push_masks(store, side.queue, 20)
+    label_pool(store, tmp_path / "pool", model="nano@fedcba987654", tag="second", radius=8)
+    (tmp_path / "pool").rename(tmp_path / "moved")
+    report = push_masks(store, side.queue, 20)
+    assert (report.renewed, report.left_out) == (5, []), "the published copies are enough"
+
+
+def test_exports_of_any_date_and_of_several_servers_are_read(store: Store, pool: Any, tmp_path: Path) -> None:
+    side = FolderSide(tmp_path / "queue")
+    push_masks(store, side.queue, 20)
+    tasks = side.tasks()
+    side.answer(tasks[0], shown(tasks[0]))
+    pull_answers(store, side.queue)
+    # Another server numbered its answer 1 as well, and its export lay somewhere for a year.
+    answer = {"id": 1, "result": shown(tasks[1]), "completed_by": 7, "updated_at": "2025-01-01T00:00:00Z"}
+    late = tmp_path / "queue" / "answers" / "late.json"
+    late.write_text(json.dumps([{"data": tasks[1]["data"], "annotations": [answer]}]))
+    os.utime(late, (1.7e9, 1.7e9))
+    assert pull_answers(store, side.queue).answers == 1
+    rows = labels(store)
+    assert {row["annotation_id"] for row in rows} == {"1"}
+    assert {row["item_key"] for row in rows} == {task["data"]["item_key"] for task in tasks[:2]}
+    assert {row["verdict"] for row in rows} == {"correct"}
+    assert pull_answers(store, side.queue).answers == 0
+
+
+@pytest.mark.slow
+def test_an_answer_that_is_changed_while_a_pull_reads_hides_no_other(
+    label_studio: LabelStudio, store: Store, pool: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    side = server_side(label_studio)
+    push_masks(store, side.queue, 20)
+    answers = [(task, side.answer(task, shown(task))) for task in side.tasks()]
+    monkeypatch.setattr("engine.review.label_studio._AT_ONCE", 2)
+    plain, listed = Connection.get, []
+
+    def get(self: Connection, path: str, *arguments: Any, **more: Any) -> Any:
+        found = plain(self, path, *arguments, **more)
+        if path == "/api/tasks" and len(found["tasks"]) == 2 and not listed:
+            listed.append(path)  # a page was read: now its first answer is changed, so that it is the latest
+            first = found["tasks"][0]["id"]
+            task, answer = next(of for of in answers if of[0]["id"] == first)
+            side.change(task, answer, shown(task)[:1])
+        return found
+
+    monkeypatch.setattr(Connection, "get", get)
+    pull_answers(store, side.queue)
+    pull_answers(store, side.queue)
+    assert listed
+    assert {row["annotation_id"] for row in labels(store)} == {answer for _, answer in answers}
+    changed = [row for row in labels(store) if row["verdict"] == "deleted"]
+    assert len(changed) == 3, "the change came, too"
+
+
+@pytest.mark.slow
+def test_a_pull_from_a_queue_that_is_not_there_makes_none(label_studio: LabelStudio, store: Store) -> None:
+    queue = server_side(label_studio).queue
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="Push to it first"):
+            pull_answers(store, queue)

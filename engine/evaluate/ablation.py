@@ -2,8 +2,6 @@
 
 SUM (Liu et al., NeurIPS 2024, tables 3 to 6). Variants differ in one thing each and share seeds, labels and pseudo-labels.
 What is done is kept in a folder: a killed ablation goes on where it was, and several processes may share the variants.
-
-Needs images in memory: human ones and pseudo-labels, as `TrainingImage`.
 """
 
 from __future__ import annotations

@@ -6,17 +6,18 @@ from typing import TYPE_CHECKING
 
 from engine.learn.data import LabelledImage, LabelledMask
 from engine.learn.image_loaders import PoolLoader
-from schemas.records import TASKS, PoolItem
+from schemas.records import TASKS
 
 if TYPE_CHECKING:
     from engine.store import Store
 
 ANSWERS = "answers"
 """What the set of a store's answers is called."""
-# Of several answers to one mask the one that agrees most with the others counts, of equal ones the latest.
+# Of several answers to one mask the one that agrees most with the others counts, of equal ones the latest; one that
+# nobody agrees with, as when the others took the mask away, does not.
 _MASKS = """
     SELECT l.image_id, l.rle, l.height, l.width, l.area, l.task, i.uri, i.fingerprint
-    FROM (FROM labels WHERE verdict IN ('correct', 'fixed', 'new') AND area > 0
+    FROM (FROM labels WHERE verdict IN ('correct', 'fixed', 'new') AND area > 0 AND coalesce(agreement, 1) > 0
           QUALIFY row_number() OVER (PARTITION BY image_id, coalesce(mask_id, label_id)
                                      ORDER BY agreement DESC NULLS LAST, answered_at DESC) = 1) l
     JOIN (SELECT image_id, min(uri) AS uri, arg_min(fingerprint, uri) AS fingerprint FROM images GROUP BY image_id) i USING (image_id)
@@ -56,7 +57,7 @@ def read_answers(store: Store) -> list[LabelledImage]:
                 )
                 for row in of
             ),
-            load=PoolLoader(PoolItem(str(of[0]["uri"]), str(of[0]["fingerprint"])), image_id),
+            load=PoolLoader(str(of[0]["uri"]), str(of[0]["fingerprint"]), image_id),
             kept_out=int(image_id[:8], 16) % 5 == 0,
         )
         for image_id, of in by_image.items()

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.pool import read_image
-from schemas.errors import ConfigError
-from schemas.records import PoolItem
-from schemas.settings import PoolSettings
+from engine.pool import reread_image
+from schemas.errors import ConfigError, ImageError
 
 
 @dataclass(frozen=True)
@@ -45,11 +43,12 @@ class ArrayLoader:
 class PoolLoader:
     """Reads an image of the pool, and makes sure that it is the one that was labelled."""
 
-    item: PoolItem
+    uri: str
+    fingerprint: str
     image_id: str
 
     def __call__(self) -> np.ndarray:
-        image = read_image(self.item, PoolSettings())
-        if image.image_id != self.image_id:
-            raise ConfigError(f"{self.item.uri} was replaced since it was labelled. Label the pool again.")
-        return image.pixels
+        try:
+            return reread_image(self.uri, self.fingerprint, self.image_id).pixels
+        except ImageError as error:
+            raise ConfigError(f"{self.uri} cannot be learnt from: {error}") from None

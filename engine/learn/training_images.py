@@ -18,7 +18,7 @@ from engine.masks.map_crop import MapCrop
 from engine.masks.rle import decode_rle
 from engine.models.segmenter import Segmenter
 from schemas.errors import ConfigError
-from schemas.records import TASKS, PoolItem
+from schemas.records import TASKS
 
 if TYPE_CHECKING:
     from engine.store import Store
@@ -28,7 +28,7 @@ _LEAST_CELLS = 4
 
 _PSEUDO_LABELS = """
     SELECT i.image_id, i.uri, i.fingerprint, m.mask_id, m.rle, m.height, m.width, m.point_x, m.point_y,
-           p.x0 AS map_x0, p.y0 AS map_y0, p.x1 AS map_x1, p.y1 AS map_y1, p.rows, p.columns, p.values
+           p.x0, p.y0, p.x1, p.y1, p.rows, p.columns, p.values
     FROM (SELECT image_id, min(uri) AS uri, arg_min(fingerprint, uri) AS fingerprint
           FROM images WHERE model = $1 GROUP BY image_id) i
     JOIN (SELECT * FROM masks WHERE model = $1 AND uncertainty <= $2
@@ -136,7 +136,7 @@ def pseudo_labelled_images(
                 row["rle"],
                 (row["height"], row["width"]),
                 0,
-                _read_map(row),
+                MapCrop.from_row(row),
                 (row["point_x"], row["point_y"]),
             )
             for row in rows
@@ -146,7 +146,7 @@ def pseudo_labelled_images(
                 f"Masks of {model} in {store.files.label} have no uncertainty maps: they were labelled with --maps none. "
                 "Label the pool again with maps."
             )
-        load = PoolLoader(PoolItem(rows[0]["uri"], rows[0]["fingerprint"]), image_id)
+        load = PoolLoader(rows[0]["uri"], rows[0]["fingerprint"], image_id)
         made.append(TrainingImage(image_id, image_id, False, tuple(found), load))
     return made
 
@@ -166,10 +166,3 @@ def draw_targets(segmenter: Segmenter, image: TrainingImage) -> MaskTargets:
             certainty_Mhw[place] = 1 - mask.uncertainty.sample(frame, (side, side))
     tasks = np.array([image.masks[i].task for i in seen.tolist()], np.int64)
     return MaskTargets(shares_Mhw[seen].astype(np.float16), certainty_Mhw, tasks)
-
-
-def _read_map(row: dict[str, Any]) -> MapCrop | None:
-    if row["values"] is None:
-        return None
-    values = np.frombuffer(row["values"], np.uint8).reshape(row["rows"], row["columns"])
-    return MapCrop((row["map_x0"], row["map_y0"], row["map_x1"], row["map_y1"]), values)

@@ -5,8 +5,9 @@ Shape suffixes: h w cells of a map, 4 frame x0 y0 x1 y1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -25,6 +26,14 @@ class MapCrop:
 
     frame: Frame
     values_hw: np.ndarray
+
+    @staticmethod
+    def from_row(row: Mapping[str, Any]) -> MapCrop | None:
+        """A row of the table `maps`, or one that was joined with it; None where it has no map."""
+        if row["values"] is None:
+            return None
+        values_hw = np.frombuffer(row["values"], np.uint8).reshape(row["rows"], row["columns"])
+        return MapCrop((row["x0"], row["y0"], row["x1"], row["y1"]), values_hw)
 
     def shift(self, x: int, y: int) -> MapCrop:
         """The same in a frame whose origin lies x pixels further left and y further up."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from engine.pool.address import check_address
 from engine.pool.listing import list_pool
 from engine.pool.readahead import Outcome, prefetch
-from engine.pool.reading import read_image
+from engine.pool.reading import read_image, reread_image
 from engine.pool.tiles import tile_boxes
 
-__all__ = ["Outcome", "check_address", "list_pool", "prefetch", "read_image", "tile_boxes"]
+__all__ = ["Outcome", "check_address", "list_pool", "prefetch", "read_image", "reread_image", "tile_boxes"]

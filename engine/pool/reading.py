@@ -45,6 +45,18 @@ def read_image(
     return PoolImage(item, image_id, pixels_HW3, mode, len(data))
 
 
+def reread_image(uri: str, fingerprint: str, image_id: str) -> PoolImage:
+    """An image of the table `images`, as it was labelled.
+
+    Raises:
+        ImageError: it cannot be opened any more, or another image took its place.
+    """
+    image = read_image(PoolItem(uri, fingerprint), PoolSettings())
+    if image.image_id != image_id:
+        raise ImageError("missing", "the file was replaced since it was labelled. Label the pool again.")
+    return image
+
+
 def _fetch(item: PoolItem, settings: PoolSettings, storage_options: Options) -> bytes:
     limit = settings.max_file_bytes
     _check_bytes(item.file_bytes, limit)

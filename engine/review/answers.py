@@ -50,7 +50,7 @@ def withdraw(row: Mapping[str, Any], task: AnsweredTask) -> dict[str, Any]:
     """The row that takes the place of an answer which is no longer there."""
     gone = {"verdict": "withdrawn", "said": None, "rle": None, "area": None, "iou": None, "agreement": None}
     at = {"answered_at": task.changed_at, "task_changed_at": task.changed_at}
-    name = _name(row["queue"], row["annotation_id"], row["region"], task.changed_at)
+    name = _name(row["queue"], row["task_id"], row["annotation_id"], row["region"], task.changed_at)
     return {**row, **gone, **at, "label_id": name}
 
 
@@ -88,7 +88,7 @@ def _read_answer(
         kind = kinds.get(region)
         made = {
             **common,
-            "label_id": _name(queue, common["annotation_id"], region, answered_at),
+            "label_id": _name(queue, task.task_id, common["annotation_id"], region, answered_at),
             "mask_id": region if shown is not None or region in item.mask_ids else None,
             "region": region,
             "verdict": verdict,
@@ -196,6 +196,6 @@ def _hash_answer(answer: Mapping[str, Any]) -> str:
     return hashlib.sha256(repr(sorted(answer.items(), key=lambda of: of[0])).encode()).hexdigest()[:16]
 
 
-def _name(queue: str, annotation: str, region: str, answered_at: datetime) -> str:
-    text = "\0".join([queue, annotation, region, answered_at.isoformat()])
+def _name(queue: str, task: str, annotation: str, region: str, answered_at: datetime) -> str:
+    text = "\0".join([queue, task, annotation, region, answered_at.isoformat()])
     return hashlib.sha256(text.encode()).hexdigest()[:32]

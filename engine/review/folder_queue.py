@@ -40,6 +40,11 @@ class FolderQueue:
         """`folder:` and its path."""
         return f"folder:{self._folder}"
 
+    @property
+    def address(self) -> str:
+        """The folder."""
+        return str(self._folder)
+
     def find(self, keys: Sequence[str]) -> dict[str, str]:
         return {key: key for key in keys if self._task(key).exists()}
 
@@ -58,20 +63,18 @@ class FolderQueue:
                 sent({item.item_key: item.item_key})
         self._write_whole()
 
-    def update(self, task_ids: Sequence[str], items: Sequence[ReviewItem]) -> None:
-        for item in items:
-            self._write(item)
-        self._write_whole()
+    def update(self, task_id: str, item: ReviewItem) -> None:
+        self._write(item)
 
     def answers(self, since: datetime | None, known: frozenset[str]) -> Iterator[list[AnsweredTask]]:
+        # Every export is read each time: one that is put here today may bear last week's date.
         found: dict[str, AnsweredTask] = {}
         for path in sorted((self._folder / "answers").glob("*.json")):
             changed = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-            if since is None or changed >= since:
-                for key, annotations in _read_export(path):
-                    # Of several exports that hold a task the one written last is right.
-                    if key not in found or changed >= found[key].changed_at:
-                        found[key] = AnsweredTask(key, key, changed, annotations)
+            for key, answers in _read_export(path):
+                # Of several exports that hold a task the one written last is right.
+                if key not in found or changed >= found[key].changed_at:
+                    found[key] = AnsweredTask(key, key, changed, answers)
         tasks = sorted(found.values(), key=lambda task: task.changed_at)
         for start in range(0, len(tasks), _AT_ONCE):
             yield tasks[start : start + _AT_ONCE]
@@ -104,7 +107,9 @@ def _read_export(path: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     try:
         tasks = json.loads(path.read_text())
     except (ValueError, OSError) as error:
-        raise ConfigError(f"{path} cannot be read as an export of Label Studio (JSON): {error}") from None
+        raise ConfigError(
+            f"{path} cannot be read as an export of Label Studio ({error}). Export it as JSON, or take it away."
+        ) from None
     for task in tasks if isinstance(tasks, list) else [tasks]:
         data = task.get("data") if isinstance(task, dict) else None
         key = data.get("item_key") if isinstance(data, dict) else None

@@ -14,20 +14,13 @@ from typing import Any
 
 from engine.review.connection import Connection
 from engine.review.items import ReviewItem
-from engine.review.label_studio_json import (
-    INSTRUCTION,
-    LABEL_CONFIG,
-    MODEL_VERSION,
-    make_data,
-    make_prediction,
-    make_task,
-)
+from engine.review.label_studio_json import MODEL_VERSION, make_data, make_prediction, make_task
 from engine.review.media import publish_media
+from engine.review.project import data_filter, find_project, furnish_project, make_project
 from engine.review.queue import AnsweredTask
 from schemas.errors import ConfigError, ImageError
 
 _AT_ONCE = 100
-_MARK = "gapmap:"
 _WORKERS = 4
 
 
@@ -64,8 +57,10 @@ class LabelStudioQueue:
     def project_id(self) -> int:
         """Number of the project on the server; it is made if it is not there."""
         if self._id is None:
-            project = self._find_project() or self._make_project()
-            self._furnish(project)
+            project = find_project(self._http, self._title)
+            if project is None:
+                project = make_project(self._http, self._title, self._annotators)
+            furnish_project(self._http, project, self._media, self._media_url)
             self._id = project
         return self._id
 
@@ -78,8 +73,8 @@ class LabelStudioQueue:
         found: dict[str, str] = {}
         for start in range(0, len(keys), _AT_ONCE):
             wanted = list(keys[start : start + _AT_ONCE])
-            only = [_filter("filter:tasks:data.item_key", "in_list", "List", wanted)]
-            for task in self._list_tasks(only, "tasks:id"):
+            only = [data_filter("filter:tasks:data.item_key", "in_list", "List", wanted)]
+            for task in self._list_tasks(only):
                 key, task_id = task["data"]["item_key"], str(task["id"])
                 if key not in found:
                     found[key] = task_id
@@ -117,35 +112,43 @@ class LabelStudioQueue:
         # The first import of a project sets its version only if the project had none.
         self._http.change("PATCH", f"/api/projects/{project}", {"model_version": MODEL_VERSION})
 
-    def update(self, task_ids: Sequence[str], items: Sequence[ReviewItem]) -> None:
-        for task_id, item in zip(task_ids, items, strict=True):
-            addresses = [self._media_url + name for name in publish_media(item, self._media)]
-            self._http.change("PATCH", f"/api/tasks/{task_id}", {"data": make_data(item, *addresses)})
-            task = self._http.get(f"/api/tasks/{task_id}")
-            prediction = make_prediction(item)
-            there = [of["id"] for of in task.get("predictions") or []]
-            if there:
-                self._http.change("PATCH", f"/api/predictions/{there[0]}", prediction)
-            else:
-                self._http.post("/api/predictions", {"task": int(task_id), **prediction})
+    def update(self, task_id: str, item: ReviewItem) -> None:
+        addresses = [self._media_url + name for name in publish_media(item, self._media)]
+        self._http.change("PATCH", f"/api/tasks/{task_id}", {"data": make_data(item, *addresses)})
+        task = self._http.get(f"/api/tasks/{task_id}")
+        prediction = make_prediction(item)
+        there = [of["id"] for of in task.get("predictions") or []]
+        if there:
+            self._http.change("PATCH", f"/api/predictions/{there[0]}", prediction)
+        else:
+            self._http.post("/api/predictions", {"task": int(task_id), **prediction})
 
     def answers(self, since: datetime | None, known: frozenset[str]) -> Iterator[list[AnsweredTask]]:
-        only = []
-        if since is not None:
-            stamp = since.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-            only = [_filter("filter:tasks:updated_at", "greater_or_equal", "Datetime", stamp)]
-        chunk: list[dict[str, Any]] = []
-        for task in self._list_tasks(only, "tasks:updated_at"):
-            touched = (
-                task.get("total_annotations") or task.get("cancelled_annotations") or str(task["id"]) in known
+        if self._id is None and find_project(self._http, self._title) is None:
+            raise ConfigError(
+                f"Label Studio at {self._http.url} has no project of the queue {self._title!r}. Push to it first, or name another: "
+                "--project"
             )
-            if touched and (task.get("data") or {}).get("item_key"):
-                chunk.append(task)
-            if len(chunk) == _AT_ONCE:
-                yield self._export(chunk)
-                chunk = []
-        if chunk:
-            yield self._export(chunk)
+        # What changes from here on is left to the next time, which begins with the latest change seen now.
+        newest = self._get_tasks({"ordering": ["-tasks:updated_at"]}, 1)
+        if not newest:
+            return
+        only = [
+            data_filter(
+                "filter:tasks:updated_at", "less_or_equal", "Datetime", _stamp(_changed_at(newest[0]))
+            )
+        ]
+        if since is not None:
+            only.append(data_filter("filter:tasks:updated_at", "greater_or_equal", "Datetime", _stamp(since)))
+        touched = [
+            task
+            for task in self._list_tasks(only)
+            if task.get("total_annotations") or task.get("cancelled_annotations") or str(task["id"]) in known
+            if (task.get("data") or {}).get("item_key")
+        ]
+        touched.sort(key=_changed_at)
+        for start in range(0, len(touched), _AT_ONCE):
+            yield self._export(touched[start : start + _AT_ONCE])
 
     def _export(self, tasks: Sequence[dict[str, Any]]) -> list[AnsweredTask]:
         params = {"exportType": "JSON", "ids[]": [task["id"] for task in tasks], "download_all_tasks": "true"}
@@ -156,7 +159,7 @@ class LabelStudioQueue:
             AnsweredTask(
                 str(task["id"]),
                 task["data"]["item_key"],
-                datetime.fromisoformat(task["updated_at"]),
+                _changed_at(task),
                 exported.get(task["id"], {}).get("annotations") or [],
             )
             for task in tasks
@@ -170,79 +173,39 @@ class LabelStudioQueue:
         except (ImageError, ConfigError) as error:
             return str(error)
 
-    def _list_tasks(self, only: list[dict[str, Any]], ordering: str) -> Iterator[dict[str, Any]]:
-        """Tasks of the project with what a pull has to know of them, page by page."""
-        asked: dict[str, Any] = {"ordering": [ordering]}
-        if only:
-            asked["filters"] = {"conjunction": "and", "items": only}
-        page = 1
+    def _list_tasks(self, only: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Tasks of the project with what a pull has to know of them, in the order of their ids.
+
+        Each request asks for ids beyond the last one: by page numbers, a task that is changed or deleted meanwhile would
+        move others to a page that was asked for already.
+        """
+        found: list[dict[str, Any]] = []
+        last = 0
         while True:
-            params = {
-                "project": self.project_id,
-                "page": page,
-                "page_size": _AT_ONCE,
-                "include": "id,updated_at,data,total_annotations,cancelled_annotations",
-                "query": json.dumps(asked),
-            }
-            found = self._http.get("/api/tasks", params, missing_is_none=True)  # past the last page: 404
-            tasks = (found or {}).get("tasks") or []
-            yield from tasks
+            beyond = data_filter("filter:tasks:id", "greater", "Number", last)
+            asked = {"ordering": ["tasks:id"], "filters": {"conjunction": "and", "items": [*only, beyond]}}
+            tasks = self._get_tasks(asked, _AT_ONCE)
+            found += tasks
             if len(tasks) < _AT_ONCE:
-                return
-            page += 1
+                return found
+            last = tasks[-1]["id"]
 
-    def _find_project(self) -> int | None:
-        """The project whose description bears our mark."""
-        page = 1
-        while found := self._http.get(
-            "/api/projects", {"page": page, "page_size": _AT_ONCE}, missing_is_none=True
-        ):
-            for project in found.get("results") or []:
-                if _MARK + self._title in (project.get("description") or "").split("\n"):
-                    return int(project["id"])
-            if not found.get("next"):
-                return None
-            page += 1
-        return None
-
-    def _make_project(self) -> int:
-        made = self._http.post(
-            "/api/projects",
-            {
-                "title": self._title[:50],
-                "description": f"{_MARK}{self._title}\nKeep the line above: gapmap knows the project by it.",
-                "label_config": LABEL_CONFIG,
-                "expert_instruction": INSTRUCTION,
-                "show_instruction": False,
-                "sampling": "Uncertainty sampling",
-                "show_collab_predictions": True,
-                "model_version": MODEL_VERSION,
-                "maximum_annotations": self._annotators,
-            },
-        )
-        return int(made["id"])
-
-    def _furnish(self, project: int) -> None:
-        """What the project needs beside its tasks; looked at each time, for the making of it may have been killed."""
-        if self._media_url.startswith("/data/local-files/"):
-            self._media.mkdir(parents=True, exist_ok=True)
-            if not self._http.get("/api/storages/localfiles", {"project": project}):
-                folder = {
-                    "project": project,
-                    "title": "gapmap",
-                    "path": str(self._media),
-                    "use_blob_urls": True,
-                }
-                self._http.post("/api/storages/localfiles", folder)
-        if not self._http.get("/api/dm/views", {"project": project}):
-            waiting = [_filter("filter:tasks:total_annotations", "equal", "Number", 0)]
-            view = {
-                "title": "Most uncertain first",
-                "ordering": ["tasks:predictions_score"],
-                "filters": {"conjunction": "and", "items": waiting},
-            }
-            self._http.post("/api/dm/views", {"project": project, "data": view})
+    def _get_tasks(self, query: dict[str, Any], count: int) -> list[dict[str, Any]]:
+        """The first tasks of a query of the Data Manager."""
+        params = {
+            "project": self.project_id,
+            "page": 1,
+            "page_size": count,
+            "include": "id,updated_at,data,total_annotations,cancelled_annotations",
+            "query": json.dumps(query),
+        }
+        return list(self._http.get("/api/tasks", params).get("tasks") or [])
 
 
-def _filter(name: str, operator: str, kind: str, value: Any) -> dict[str, Any]:
-    return {"filter": name, "operator": operator, "type": kind, "value": value}
+def _changed_at(task: dict[str, Any]) -> datetime:
+    return datetime.fromisoformat(task["updated_at"])
+
+
+def _stamp(time: datetime) -> str:
+    """As the Data Manager's filters want it: without fractional seconds they find nothing."""
+    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -7,7 +7,6 @@ one set of names, and checked.
 from __future__ import annotations
 
 from typing import Any
-from xml.sax.saxutils import escape
 
 from engine.masks.rle import decode_rle
 from engine.review.brush import encode_brush
@@ -109,7 +108,7 @@ def make_prediction(item: ReviewItem) -> dict[str, Any]:
                 "image_rotation": 0,
                 "score": round(1 - mask.uncertainty, 4),
                 "value": {"format": "rle", "rle": encode_brush(drawn), "brushlabels": [OBJECT]},
-                "meta": {"text": [f"mask {place}: {escape(mask.reason)}"]},
+                "meta": {"text": [f"mask {place}: {mask.reason}"]},
             }
         )
     return {"model_version": MODEL_VERSION, "score": round(1 - item.uncertainty, 6), "result": result}

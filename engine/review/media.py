@@ -8,17 +8,15 @@ Shape suffixes: H W image.
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from engine.pool import read_image
+from engine.pool import reread_image
 from engine.review.items import ReviewItem
 from engine.store.whole_file import written_whole
-from schemas.errors import ImageError
-from schemas.records import PoolItem
-from schemas.settings import PoolSettings
 
 IMAGE_NAME = "{image_id}.jpg"
 MAP_NAME = "{item_key}-{version}.map.jpg"
@@ -39,17 +37,19 @@ def publish_media(item: ReviewItem, folder: Path) -> tuple[str, str]:
         ImageError: the image cannot be opened, or is not what was labelled.
     """
     image_name = IMAGE_NAME.format(image_id=item.image_id)
-    version = f"{hash_masks(item):08x}"
+    version = f"{_hash_masks(item):08x}"
     map_name = MAP_NAME.format(item_key=item.item_key, version=version)
     if (folder / image_name).exists() and (folder / map_name).exists():
         return image_name, map_name
-    image = read_image(PoolItem(item.uri, item.fingerprint), PoolSettings())
-    if image.image_id != item.image_id:
-        raise ImageError("missing", f"{item.uri} was replaced since it was labelled. Label the pool again.")
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / image_name).exists():
+    copy = cv2.imread(str(folder / image_name), cv2.IMREAD_COLOR) if (folder / image_name).exists() else None
+    if copy is None:
+        image = reread_image(item.uri, item.fingerprint, item.image_id)
+        folder.mkdir(parents=True, exist_ok=True)
         _write_jpeg(folder / image_name, image.pixels)
-    _write_jpeg(folder / map_name, draw_item_map(image.pixels, item))
+        pixels_HW3 = image.pixels
+    else:  # the copy will do: the pool's file may be gone by now
+        pixels_HW3 = cv2.cvtColor(copy, cv2.COLOR_BGR2RGB)
+    _write_jpeg(folder / map_name, draw_item_map(pixels_HW3, item))
     return image_name, map_name
 
 
@@ -85,10 +85,8 @@ def draw_item_map(pixels_HW3: np.ndarray, item: ReviewItem) -> np.ndarray:
     return mixed
 
 
-def hash_masks(item: ReviewItem) -> int:
+def _hash_masks(item: ReviewItem) -> int:
     """32 bits that change with the masks an item shows."""
-    import zlib
-
     return zlib.crc32("\0".join(mask.mask_id for mask in item.masks).encode())
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # A server shows a change when its transaction ends, not when it is dated.
 _OVERLAP = timedelta(seconds=90)
 
+# Rows of answers by (task_id, annotation_id): through a folder, answers of several servers may bear the same number.
+_Known = Mapping[tuple[str, str], Mapping[str, Any]]
 _KNOWN = """
     SELECT task_id, annotation_id, any_value(verdict) AS verdict, max(answered_at) AS answered_at, max(task_changed_at) AS changed_at
     FROM labels WHERE queue = $queue GROUP BY task_id, annotation_id
@@ -65,7 +67,7 @@ def pull_answers(
     """
     report = PullReport(queue.name)
     known_rows = store.read(lambda snapshot: snapshot.rows(_KNOWN, {"queue": queue.name}))
-    known = {row["annotation_id"]: row for row in known_rows}
+    known = {(row["task_id"], row["annotation_id"]): row for row in known_rows}
     since = max((row["changed_at"] for row in known_rows), default=None)
     if since is not None:
         since -= _OVERLAP
@@ -74,7 +76,7 @@ def pull_answers(
         pulled_at = datetime.now(UTC)
         store.append("labels", [{**row, "pulled_at": pulled_at} for row in rows])
         report.verdicts.update(row["verdict"] for row in rows)
-        report.answers += len({row["annotation_id"] for row in rows})
+        report.answers += len({(row["task_id"], row["annotation_id"]) for row in rows})
         if progress:
             progress(report.answers)
     return report
@@ -84,17 +86,17 @@ def _read_tasks(
     store: Store,
     queue: str,
     tasks: Sequence[AnsweredTask],
-    known: Mapping[str, Mapping[str, Any]],
+    known: _Known,
     report: PullReport,
 ) -> list[dict[str, Any]]:
     """Rows of the answers that are not in the store as they are now, in the order of the tasks."""
     items = _load_items(store, queue, tasks)
     gone = _find_gone(tasks, known)
-    old: dict[str, list[dict[str, Any]]] = {}
+    old: dict[tuple[str, str], list[dict[str, Any]]] = {}
     if gone:
         asked = {"queue": queue, "tasks": sorted({task_id for task_id, _ in gone})}
         for row in store.read(lambda snapshot: snapshot.rows(_OLD_ROWS, asked)):
-            old.setdefault(row["annotation_id"], []).append(row)
+            old.setdefault((row["task_id"], row["annotation_id"]), []).append(row)
     rows = []
     for task in tasks:
         item = items.get(task.item_key)
@@ -106,13 +108,13 @@ def _read_tasks(
         # Where one of several answers changed, so did what the others agree with.
         several = len({row["annotation_id"] for row in answers}) > 1
         rows += [row for row in answers if row["annotation_id"] in changed or (changed and several)]
-        withdrawn = [name for task_id, name in gone if task_id == task.task_id]
-        rows += [withdraw(row, task) for name in withdrawn for row in old.get(name, [])]
+        withdrawn = [answer for answer in gone if answer[0] == task.task_id]
+        rows += [withdraw(row, task) for answer in withdrawn for row in old.get(answer, [])]
     return rows
 
 
-def _is_known(row: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> bool:
-    stored = known.get(row["annotation_id"])
+def _is_known(row: Mapping[str, Any], known: _Known) -> bool:
+    stored = known.get((row["task_id"], row["annotation_id"]))
     return (
         stored is not None
         and stored["verdict"] != "withdrawn"
@@ -120,20 +122,13 @@ def _is_known(row: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) ->
     )
 
 
-def _find_gone(
-    tasks: Sequence[AnsweredTask], known: Mapping[str, Mapping[str, Any]]
-) -> list[tuple[str, str]]:
+def _find_gone(tasks: Sequence[AnsweredTask], known: _Known) -> list[tuple[str, str]]:
     """(task_id, annotation_id) of answers that were written once and are no longer there."""
-    by_task: dict[str, list[str]] = {}
-    for name, row in known.items():
-        if row["verdict"] != "withdrawn":
-            by_task.setdefault(row["task_id"], []).append(name)
     there = {task.task_id: {str(answer.get("id")) for answer in task.annotations} for task in tasks}
     return [
         (task_id, name)
-        for task_id, names in there.items()
-        for name in by_task.get(task_id, [])
-        if name not in names
+        for (task_id, name), row in known.items()
+        if row["verdict"] != "withdrawn" and task_id in there and name not in there[task_id]
     ]
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from engine.review.items import ReviewItem, group_masks, make_key
 from engine.review.queue import ReviewQueue
 from engine.review.selection import free_masks, load_items, newest_model, open_items
+from schemas.errors import ImageError
 
 if TYPE_CHECKING:
     from engine.store import Store
@@ -30,7 +31,7 @@ class PushReport:
         masks, items: newly sent, or sent again because somebody had deleted their tasks.
         waiting: masks that people have not answered, with these.
         renewed: unanswered items that show masks of a newer model now.
-        left_out: items that could not be shown: name of the image, and why.
+        left_out: items that could not be shown, and are tried again by the next push: name of the image, and why.
     """
 
     queue: str
@@ -40,6 +41,10 @@ class PushReport:
     waiting: int = 0
     renewed: int = 0
     left_out: list[tuple[str, str]] = field(default_factory=list)
+
+    def leave_out(self, item: ReviewItem, why: str) -> None:
+        """Note an item that cannot be shown."""
+        self.left_out.append((item.uri.rpartition("/")[2], why))
 
 
 def push_masks(
@@ -69,83 +74,104 @@ def push_masks(
     report = PushReport(queue.name, model)
     waiting = open_items(store, queue.name)
     there = queue.find([row["item_key"] for row in waiting])
-    arrived = [
-        _sent(row, there[row["item_key"]])
-        for row in waiting
-        if row["item_key"] in there and row["state"] != "sent"
-    ]
-    store.append("reviews", arrived)
-    report.renewed = _renew(store, queue, [row for row in waiting if row["item_key"] in there], there, model)
-    missing = [row for row in waiting if row["item_key"] not in there]
-    shown = sum(len(row["mask_ids"]) for row in waiting)
-    room = budget - shown
-    chosen = free_masks(store, queue.name, model, room) if room > 0 else []
-    planned = [_plan(queue.name, model, of) for of in group_masks(chosen)]
-    store.append("reviews", planned)
-    to_send = [*missing, *planned]
-    rows = {row["item_key"]: row for row in to_send}
-    items: list[ReviewItem] = []
-    for of_model in dict.fromkeys(row["model"] for row in to_send):
-        groups = [(row["item_key"], row["mask_ids"]) for row in to_send if row["model"] == of_model]
-        items += load_items(store, of_model, groups)
-    items.sort(key=lambda item: -item.uncertainty)
-
-    def sent(task_ids: dict[str, str]) -> None:
-        store.append("reviews", [_sent(rows[key], task_id) for key, task_id in task_ids.items()])
-        report.items += len(task_ids)
-        report.masks += sum(len(rows[key]["mask_ids"]) for key in task_ids)
-        if progress:
-            progress(report.items + len(report.left_out), len(items))
-
-    def left_out(item: ReviewItem, why: str) -> None:
-        report.left_out.append((item.uri.rpartition("/")[2], why))
-
-    queue.send(items, sent, left_out)
-    report.waiting = sum(len(row["mask_ids"]) for row in waiting if row["item_key"] in there) + report.masks
+    present = [row for row in waiting if row["item_key"] in there]
+    store.append("reviews", [_sent(row, there[row["item_key"]]) for row in present if row["state"] != "sent"])
+    _renew(store, queue, present, there, model, report)
+    # What was planned or deleted goes first: what cannot be shown takes no room from the rest.
+    _send(store, queue, [row for row in waiting if row["item_key"] not in there], report, progress)
+    report.waiting = sum(len(row["mask_ids"]) for row in present) + report.masks
+    if (room := budget - report.waiting) > 0:
+        planned = [
+            _plan(queue.name, model, of) for of in group_masks(free_masks(store, queue.name, model, room))
+        ]
+        store.append("reviews", planned)
+        before = report.masks
+        _send(store, queue, planned, report, progress)
+        report.waiting += report.masks - before
     return report
 
 
+def _send(
+    store: Store,
+    queue: ReviewQueue,
+    rows: Sequence[Mapping[str, Any]],
+    report: PushReport,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Send planned items, and write down each that arrived."""
+    by_key = {row["item_key"]: row for row in rows}
+    items: list[ReviewItem] = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        items += load_items(
+            store, model, [(row["item_key"], row["mask_ids"]) for row in rows if row["model"] == model]
+        )
+    items.sort(key=lambda item: -item.uncertainty)
+    done = 0
+
+    def tell(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress:
+            progress(done, len(items))
+
+    def sent(task_ids: dict[str, str]) -> None:
+        store.append("reviews", [_sent(by_key[key], task_id) for key, task_id in task_ids.items()])
+        report.items += len(task_ids)
+        report.masks += sum(len(by_key[key]["mask_ids"]) for key in task_ids)
+        tell(len(task_ids))
+
+    def left_out(item: ReviewItem, why: str) -> None:
+        report.leave_out(item, why)
+        tell(1)
+
+    queue.send(items, sent, left_out)
+
+
 def _renew(
-    store: Store, queue: ReviewQueue, rows: Sequence[Mapping[str, Any]], there: Mapping[str, str], model: str
-) -> int:
+    store: Store,
+    queue: ReviewQueue,
+    rows: Sequence[Mapping[str, Any]],
+    there: Mapping[str, str],
+    model: str,
+    report: PushReport,
+) -> None:
     """Let unanswered items of older models show this model's most uncertain masks of the same image.
 
     Killed in between, the items that were changed and not written down are changed once more.
     """
-    old = [row for row in rows if row["model"] != model]
+    old = {row["item_key"]: row for row in rows if row["model"] != model}
     if not old:
-        return 0
-    images = sorted({row["image_id"] for row in old})
+        return
     free: dict[str, list[str]] = {}
-    for mask in free_masks(store, queue.name, model, images=images):
+    for mask in free_masks(
+        store, queue.name, model, images=sorted({row["image_id"] for row in old.values()})
+    ):
         free.setdefault(mask["image_id"], []).append(mask["mask_id"])
-    groups: list[tuple[str | None, list[str]]] = []
-    for row in old:  # an image that the new model has not labelled yet keeps its masks
+    groups: list[tuple[str, list[str]]] = []
+    for key, row in old.items():  # an image that the new model has not labelled yet keeps its masks
         of, count = free.get(row["image_id"], []), len(row["mask_ids"])
         if of:
-            groups.append((row["item_key"], of[:count]))
+            groups.append((key, of[:count]))
             free[row["image_id"]] = of[count:]
-    by_key = {row["item_key"]: row for row in old}
-    items = load_items(store, model, groups)
-    for start in range(0, len(items), _RENEWED_AT_ONCE):
-        part = items[start : start + _RENEWED_AT_ONCE]
-        queue.update([there[item.item_key] for item in part], part)
-        changed = [
-            {
-                "model": model,
-                "mask_ids": [mask.mask_id for mask in item.masks],
-                "uncertainty": item.uncertainty,
-            }
-            for item in part
-        ]
-        store.append(
-            "reviews",
-            [
-                _sent({**by_key[item.item_key], **now}, there[item.item_key])
-                for item, now in zip(part, changed, strict=True)
-            ],
-        )
-    return len(items)
+    renewed: list[dict[str, Any]] = []
+    for item in load_items(store, model, groups):
+        task_id = there[item.item_key]
+        try:
+            queue.update(task_id, item)
+        except ImageError as error:
+            report.leave_out(item, str(error))
+            continue
+        shows = {
+            "model": model,
+            "mask_ids": [mask.mask_id for mask in item.masks],
+            "uncertainty": item.uncertainty,
+        }
+        renewed.append(_sent({**old[item.item_key], **shows}, task_id))
+        if len(renewed) == _RENEWED_AT_ONCE:
+            store.append("reviews", renewed)
+            report.renewed, renewed = report.renewed + len(renewed), []
+    store.append("reviews", renewed)
+    report.renewed += len(renewed)
 
 
 def _plan(queue: str, model: str, masks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

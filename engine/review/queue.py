@@ -28,10 +28,13 @@ class AnsweredTask:
 
 
 class ReviewQueue(Protocol):
-    """Where people answer. `name` tells it from every other, and holds no secret."""
+    """Where people answer. `name` tells it from every other, and holds no secret; `address` is where people go."""
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def address(self) -> str: ...
 
     def find(self, keys: Sequence[str]) -> dict[str, str]:
         """Of these items, those that are in the queue: their task ids by item_key."""
@@ -52,12 +55,18 @@ class ReviewQueue(Protocol):
         """
         ...
 
-    def update(self, task_ids: Sequence[str], items: Sequence[ReviewItem]) -> None:
-        """Let tasks that nobody has answered show other masks."""
+    def update(self, task_id: str, item: ReviewItem) -> None:
+        """Let a task that nobody has answered show other masks.
+
+        Raises:
+            ImageError: it cannot be shown.
+        """
         ...
 
     def answers(self, since: datetime | None, known: frozenset[str]) -> Iterator[list[AnsweredTask]]:
         """Tasks that were changed at or after a time, the earliest changed first, some at a time.
+
+        More may be given; those that changed while it was asked may be left to the next time.
 
         Args:
             since: None for all.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engine.masks.map_crop import MapCrop
-from engine.review.items import ReviewItem, make_key, shown_mask
+from engine.review.items import ReviewItem, shown_mask
 from schemas.errors import ConfigError, nearest_name
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ _OPEN = """
 """
 _MASKS = """
     SELECT m.mask_id, m.image_id, m.rle, m.uncertainty, m.model_gap, m.prompt_gap, m.task_gap, m.height, m.width,
-           p.x0 AS map_x0, p.y0 AS map_y0, p.x1 AS map_x1, p.y1 AS map_y1, p.rows, p.columns, p.values, i.uri, i.fingerprint
+           p.x0, p.y0, p.x1, p.y1, p.rows, p.columns, p.values, i.uri, i.fingerprint
     FROM (SELECT * FROM masks WHERE model = $model AND list_contains($mask_ids, mask_id)) m
     JOIN (SELECT image_id, min(uri) AS uri, arg_min(fingerprint, uri) AS fingerprint FROM images WHERE model = $model
           GROUP BY image_id) i USING (image_id)
@@ -106,14 +106,12 @@ def free_masks(
     return store.read(read)
 
 
-def load_items(
-    store: Store, model: str, groups: Iterable[tuple[str | None, Sequence[str]]]
-) -> list[ReviewItem]:
+def load_items(store: Store, model: str, groups: Iterable[tuple[str, Sequence[str]]]) -> list[ReviewItem]:
     """Items with everything that people are shown, in the order given; those whose masks are gone are left out.
 
     Args:
         model: that made the masks.
-        groups: (item_key, mask_ids) of each; a key of None stands for that of a new item.
+        groups: (item_key, mask_ids) of each.
     """
     wanted = [(key, list(mask_ids)) for key, mask_ids in groups]
     every = [mask_id for _, mask_ids in wanted for mask_id in mask_ids]
@@ -131,13 +129,13 @@ def load_items(
         first = of[0]
         items.append(
             ReviewItem(
-                item_key=key or make_key(first["image_id"], mask_ids),
+                item_key=key,
                 image_id=first["image_id"],
                 uri=first["uri"],
                 fingerprint=first["fingerprint"],
                 model=model,
                 size=(first["height"], first["width"]),
-                masks=tuple(shown_mask(row, _read_map(row)) for row in of),
+                masks=tuple(shown_mask(row, MapCrop.from_row(row)) for row in of),
             )
         )
     return items
@@ -152,10 +150,3 @@ def _is_answered(row: Mapping[str, Any], answers: Sequence[Mapping[str, Any]]) -
         return False
     iou = coco.iou([{"size": size, "counts": row["rle"]}], others, [0] * len(others))
     return bool(np.max(iou) > _SAME_OBJECT)
-
-
-def _read_map(row: Mapping[str, Any]) -> MapCrop | None:
-    if row["values"] is None:
-        return None
-    values = np.frombuffer(row["values"], np.uint8).reshape(row["rows"], row["columns"])
-    return MapCrop((row["map_x0"], row["map_y0"], row["map_x1"], row["map_y1"]), values)

@@ -153,7 +153,7 @@ class Snapshot:
 _NEWEST = {
     "models": "row_number() OVER (PARTITION BY model ORDER BY created_at DESC)",
     "reviews": "row_number() OVER (PARTITION BY queue, item_key ORDER BY written_at DESC)",
-    "labels": "rank() OVER (PARTITION BY queue, annotation_id ORDER BY pulled_at DESC)",
+    "labels": "rank() OVER (PARTITION BY queue, task_id, annotation_id ORDER BY pulled_at DESC)",
 }
 _JOINS = {
     "whole": "",
