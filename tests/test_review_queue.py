@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -341,6 +342,7 @@ def test_an_answer_that_is_changed_while_a_pull_reads_hides_no_other(
     push_masks(store, side.queue, 20)
     answers = [(task, side.answer(task, shown(task))) for task in side.tasks()]
     monkeypatch.setattr("engine.review.label_studio._AT_ONCE", 2)
+    monkeypatch.setattr("engine.review.pull._OVERLAP", timedelta(0))  # as if hours lay between the answers
     plain, listed = Connection.get, []
 
     def get(self: Connection, path: str, *arguments: Any, **more: Any) -> Any:
