@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -90,25 +91,21 @@ class LabelStudioQueue:
         left_out: Callable[[ReviewItem, str], None],
     ) -> None:
         project = self.project_id
+        chunks = [items[start : start + _AT_ONCE] for start in range(0, len(items), _AT_ONCE)]
         with ThreadPoolExecutor(_WORKERS) as pool:
-            for start in range(0, len(items), _AT_ONCE):
-                chunk = items[start : start + _AT_ONCE]
-                ready: list[ReviewItem] = []
-                tasks: list[dict[str, Any]] = []
-                for item, task in zip(chunk, pool.map(self._prepare, chunk), strict=True):
+            coming: list[Future[dict[str, Any] | str]] = []
+            # While the server takes some, the next ones are made.
+            for chunk, following in pairwise([[], *chunks, []]):
+                tasks: dict[str, dict[str, Any]] = {}
+                for item, future in zip(chunk, coming, strict=True):
+                    task = future.result()
                     if isinstance(task, str):
                         left_out(item, task)
                     else:
-                        ready.append(item)
-                        tasks.append(task)
-                if not tasks:
-                    continue
-                made = self._http.post(f"/api/projects/{project}/import", tasks, {"return_task_ids": "true"})
-                ids = made.get("task_ids") or [] if isinstance(made, dict) else []
-                keys = [item.item_key for item in ready]
-                sent(
-                    dict(zip(keys, map(str, ids), strict=True)) if len(ids) == len(keys) else self.find(keys)
-                )
+                        tasks[item.item_key] = task
+                coming = [pool.submit(self._prepare, item) for item in following]
+                if tasks:
+                    sent(self._import(project, tasks))
         # The first import of a project sets its version only if the project had none.
         self._http.change("PATCH", f"/api/projects/{project}", {"model_version": MODEL_VERSION})
 
@@ -164,6 +161,15 @@ class LabelStudioQueue:
             )
             for task in tasks
         ]
+
+    def _import(self, project: int, tasks: dict[str, dict[str, Any]]) -> dict[str, str]:
+        """Send tasks by item_key; returns their ids."""
+        made = self._http.post(
+            f"/api/projects/{project}/import", list(tasks.values()), {"return_task_ids": "true"}
+        )
+        ids = made.get("task_ids") or [] if isinstance(made, dict) else []
+        keys = list(tasks)
+        return dict(zip(keys, map(str, ids), strict=True)) if len(ids) == len(keys) else self.find(keys)
 
     def _prepare(self, item: ReviewItem) -> dict[str, Any] | str:
         """The task, or why it cannot be one."""
