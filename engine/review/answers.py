@@ -46,6 +46,12 @@ def read_answers(queue: str, task: AnsweredTask, item: AskedItem) -> list[dict[s
     return rows
 
 
+def identify(answer: Mapping[str, Any], task: AnsweredTask) -> tuple[str, datetime]:
+    """What the queue calls an answer, and when it was last changed."""
+    changed_at = _read_time(answer.get("updated_at") or answer.get("created_at"), task.changed_at)
+    return str(answer.get("id") or answer.get("unique_id") or _hash_answer(answer)), changed_at
+
+
 def withdraw(row: Mapping[str, Any], task: AnsweredTask) -> dict[str, Any]:
     """The row that takes the place of an answer which is no longer there."""
     gone = {"verdict": "withdrawn", "said": None, "rle": None, "area": None, "iou": None, "agreement": None}
@@ -57,13 +63,13 @@ def withdraw(row: Mapping[str, Any], task: AnsweredTask) -> dict[str, Any]:
 def _read_answer(
     queue: str, task: AnsweredTask, item: AskedItem, answer: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    answered_at = _read_time(answer.get("updated_at") or answer.get("created_at"), task.changed_at)
+    annotation_id, answered_at = identify(answer, task)
     seconds = answer.get("lead_time")
     common: dict[str, Any] = {
         "queue": queue,
         "item_key": task.item_key,
         "task_id": task.task_id,
-        "annotation_id": str(answer.get("id") or answer.get("unique_id") or _hash_answer(answer)),
+        "annotation_id": annotation_id,
         "annotator": _name_annotator(answer.get("completed_by")),
         "image_id": item.image_id,
         "model": item.model,
@@ -84,21 +90,18 @@ def _read_answer(
     comment = "\n".join(_text(result) for result in results if result.get("from_name") == COMMENT).strip()
 
     def row(region: str, verdict: str, mask_HW: np.ndarray | None = None, **more: Any) -> dict[str, Any]:
-        shown = item.rles.get(region)
         kind = kinds.get(region)
         made = {
             **common,
-            "label_id": _name(queue, task.task_id, common["annotation_id"], region, answered_at),
-            "mask_id": region if shown is not None or region in item.mask_ids else None,
+            "label_id": _name(queue, task.task_id, annotation_id, region, answered_at),
+            "mask_id": region if region in item.rles or region in item.mask_ids else None,
             "region": region,
             "verdict": verdict,
             "said": said.get(region),
             "task": kind if kind in KINDS else None,
             "rle": None if mask_HW is None else encode_masks(mask_HW[None])[0],
             "area": None if mask_HW is None else int(np.count_nonzero(mask_HW)),
-            "iou": None
-            if mask_HW is None or shown is None
-            else _iou(mask_HW, decode_rle([shown], *item.size)[0]),
+            "iou": None,
             "agreement": None,
             "comment": comment or None,
         }
@@ -124,8 +127,8 @@ def _read_answer(
         if shown is None:
             rows.append(row(name, "new", mask_HW))
         else:
-            same = np.array_equal(mask_HW, decode_rle([shown], *item.size)[0])
-            rows.append(row(name, "correct" if same else "fixed", mask_HW))
+            iou = _iou(mask_HW, decode_rle([shown], *item.size)[0])
+            rows.append(row(name, "correct" if iou == 1 else "fixed", mask_HW, iou=iou))
     there = {str(region.get("id", "")) for region in regions}
     # An answer that was begun before the masks were replaced is about those that it shows.
     if not there or there & set(item.mask_ids):

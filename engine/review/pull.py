@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from engine.review.answers import AskedItem, read_answers, withdraw
+from engine.review.answers import AskedItem, identify, read_answers, withdraw
 from engine.review.queue import AnsweredTask, ReviewQueue
 
 if TYPE_CHECKING:
@@ -103,28 +103,24 @@ def _read_tasks(
         if item is None:
             report.strangers += 1
             continue
-        answers = read_answers(queue, task, item)
-        changed = {row["annotation_id"] for row in answers if not _is_known(row, known)}
-        # Where one of several answers changed, so did what the others agree with.
-        several = len({row["annotation_id"] for row in answers}) > 1
-        rows += [row for row in answers if row["annotation_id"] in changed or (changed and several)]
+        if not all(_is_known(answer, task, known) for answer in task.annotations):
+            # All of them: where one of several answers changed, so did what the others agree with.
+            rows += read_answers(queue, task, item)
         withdrawn = [answer for answer in gone if answer[0] == task.task_id]
         rows += [withdraw(row, task) for answer in withdrawn for row in old.get(answer, [])]
     return rows
 
 
-def _is_known(row: Mapping[str, Any], known: _Known) -> bool:
-    stored = known.get((row["task_id"], row["annotation_id"]))
-    return (
-        stored is not None
-        and stored["verdict"] != "withdrawn"
-        and stored["answered_at"] >= row["answered_at"]
-    )
+def _is_known(answer: Mapping[str, Any], task: AnsweredTask, known: _Known) -> bool:
+    """Whether an answer is in the store as it is now."""
+    name, answered_at = identify(answer, task)
+    stored = known.get((task.task_id, name))
+    return stored is not None and stored["verdict"] != "withdrawn" and stored["answered_at"] >= answered_at
 
 
 def _find_gone(tasks: Sequence[AnsweredTask], known: _Known) -> list[tuple[str, str]]:
     """(task_id, annotation_id) of answers that were written once and are no longer there."""
-    there = {task.task_id: {str(answer.get("id")) for answer in task.annotations} for task in tasks}
+    there = {task.task_id: {identify(answer, task)[0] for answer in task.annotations} for task in tasks}
     return [
         (task_id, name)
         for (task_id, name), row in known.items()
