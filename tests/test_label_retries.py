@@ -18,7 +18,8 @@ from engine.store import Store
 from schemas.errors import CheckpointError, ConfigError, TransientError
 from schemas.records import PoolItem
 from schemas.settings import GenerateSettings, PoolSettings
-from tasks.label_shard import _may_help_to_retry, label_shard
+from tasks.label_shard import label_shard
+from tasks.retrying import may_help_to_retry
 from tasks.progress import RunProgress
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def test_a_storage_that_fails_for_every_file_makes_no_rows(web, labeller, store)
     [(TransientError("x"), True), (ConfigError("x"), False), (CheckpointError("x"), False), (ValueError("x"), False)],
 )  # fmt: skip
 def test_only_what_failed_in_passing_is_tried_again(error: Exception, again: bool) -> None:
-    assert _may_help_to_retry(label_shard, None, Failed(data=error)) is again
+    assert may_help_to_retry(label_shard, None, Failed(data=error)) is again
 
 
 def run_task(server: dict[str, str], shard: list[PoolItem], labeller: Pseudolabeller) -> ShardReport:
