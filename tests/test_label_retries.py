@@ -19,8 +19,8 @@ from schemas.errors import CheckpointError, ConfigError, TransientError
 from schemas.records import PoolItem
 from schemas.settings import GenerateSettings, PoolSettings
 from tasks.label_shard import label_shard
-from tasks.retrying import may_help_to_retry
 from tasks.progress import RunProgress
+from tasks.retrying import may_help_to_retry
 
 if TYPE_CHECKING:
     from web_pool import Server
