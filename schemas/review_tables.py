@@ -20,6 +20,12 @@ REVIEWS = pa.schema(
         documented("model", pa.string(), "model that made the masks, name@version; hive partition key"),
         documented("mask_ids", pa.list_(pa.string()), "masks that the task shows now"),
         documented(
+            "chosen_by",
+            pa.list_(pa.string()),
+            "of each of them, the strategy that chose it; random = drawn from the accepted ones, each as likely",
+            nullable=True,
+        ),
+        documented(
             "uncertainty",
             pa.float32(),
             "of the most uncertain of them, 0..1: tasks are answered in this order",

@@ -10,6 +10,7 @@ from schemas.fields import TIME as _TIME
 from schemas.fields import documented as _field
 from schemas.model_tables import MODELS, PROMOTIONS
 from schemas.review_tables import LABELS, REVIEWS
+from schemas.round_tables import DECISIONS, ROUNDS
 
 IMAGES = pa.schema(
     [
@@ -132,6 +133,30 @@ MASKS = pa.schema(
             pa.string(),
             "how uncertainty was made: predicted_iou = 1 - predicted_iou; sam_score = 1 - sam_score, without heads",
         ),
+        _field(
+            "parent_mask_id",
+            pa.string(),
+            "mask that this one was made to mend; NULL for one of the grid",
+            nullable=True,
+        ),
+        _field(
+            "repair",
+            pa.string(),
+            "how: larger model or better prompt; NULL for one of the grid",
+            nullable=True,
+        ),
+        _field(
+            "decoded_by",
+            pa.string(),
+            "model that drew it where that is another than `model`, name@version; its scores are by that one's heads",
+            nullable=True,
+        ),
+        _field(
+            "replaced_by",
+            pa.string(),
+            "mask that holds in its stead: the one that mended it, or, of one that did not, its parent; NULL for masks that hold",
+            nullable=True,
+        ),
         _ATTEMPT,
     ]
 )
@@ -151,6 +176,20 @@ MAPS = pa.schema(
             "values", pa.binary(), "uncertainty of each cell, row by row, a byte each: 0 certain, 255 unsure"
         ),
         _field("map_source", pa.string(), "refiner, or self = the model itself, a weak map"),
+        _ATTEMPT,
+    ]
+)
+
+EMBEDDINGS = pa.schema(
+    [
+        _field("mask_id", pa.string(), "mask that the embedding is of"),
+        _field("image_id", pa.string(), "image the mask belongs to"),
+        _MODEL,
+        _field(
+            "values",
+            pa.binary(),
+            "the model's image features averaged over the mask, of length 1, a signed byte each: 127 stands for the largest",
+        ),
         _ATTEMPT,
     ]
 )
@@ -220,9 +259,12 @@ TABLES: dict[str, pa.Schema] = {
     "images": IMAGES,
     "masks": MASKS,
     "maps": MAPS,
+    "embeddings": EMBEDDINGS,
     "tokens": TOKENS,
     "models": MODELS,
     "promotions": PROMOTIONS,
     "reviews": REVIEWS,
     "labels": LABELS,
+    "decisions": DECISIONS,
+    "rounds": ROUNDS,
 }

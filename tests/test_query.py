@@ -207,7 +207,7 @@ def test_a_bucket_is_fenced_too(s3_root: tuple[str, dict[str, Any]], tmp_path: P
 def test_a_wrong_table_or_column_names_the_nearest(filled: Store) -> None:
     with pytest.raises(
         QueryError,
-        match=r"no table 'mask' in the store\. Did you mean 'masks'\? Known: images, labels, maps, masks, models, promotions, reviews, tokens",
+        match=r"no table 'mask' in the store\. Did you mean 'masks'\? Known: decisions, embeddings, images, labels, maps, masks, models, promotions, reviews, rounds, tokens",
     ):
         filled.query("SELECT * FROM mask")
     with pytest.raises(QueryError, match=r"no column 'uncertanty'\. Did you mean 'uncertainty'\?"):

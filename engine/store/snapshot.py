@@ -154,6 +154,7 @@ _NEWEST = {
     "models": "row_number() OVER (PARTITION BY model ORDER BY created_at DESC)",
     "reviews": "row_number() OVER (PARTITION BY queue, item_key ORDER BY written_at DESC)",
     "labels": "rank() OVER (PARTITION BY queue, task_id, annotation_id ORDER BY pulled_at DESC)",
+    "decisions": "rank() OVER (PARTITION BY model, image_id ORDER BY triage_id DESC)",
 }
 _JOINS = {
     "whole": "",

@@ -110,7 +110,7 @@ class Store:
         commit_promotion(self.files, record)
 
     def append(self, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add rows to `reviews` or `labels`, in their order; from then on they count."""
+        """Add rows to a table that belongs to no shard (`reviews`, `labels`, `decisions`, `rounds`), in their order; from then on they count."""
         commit_rows(self.files, table, rows)
 
     def find_done(self, model: str, settings: str, *, retry_errors: bool = False) -> DoneIndex:
