@@ -37,7 +37,7 @@ ROUNDS = pa.schema(
         documented("model", pa.string(), "model the step worked with, name@version; hive partition key"),
         documented("outcome", pa.string(), "done, or skipped with the reason in numbers"),
         documented("numbers", pa.string(), "JSON: what the step came to"),
-        documented("began_at", TIME, "UTC"),
+        documented("began_at", TIME, "when the step began, UTC"),
         documented("ended_at", TIME, "UTC; a step without a row was not finished and is done again"),
     ]
 )

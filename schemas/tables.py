@@ -11,6 +11,7 @@ from schemas.fields import documented as _field
 from schemas.model_tables import MODELS, PROMOTIONS
 from schemas.review_tables import LABELS, REVIEWS
 from schemas.round_tables import DECISIONS, ROUNDS
+from schemas.token_tables import TOKENS
 
 IMAGES = pa.schema(
     [
@@ -161,6 +162,9 @@ MASKS = pa.schema(
     ]
 )
 
+MENDED = ("parent_mask_id", "repair", "decoded_by", "replaced_by")
+"""Columns of `masks` that tell what was mended; NULL until something is."""
+
 MAPS = pa.schema(
     [
         _field("mask_id", pa.string(), "mask that the map is of"),
@@ -190,67 +194,6 @@ EMBEDDINGS = pa.schema(
             pa.binary(),
             "the model's image features averaged over the mask, of length 1, a signed byte each: 127 stands for the largest",
         ),
-        _ATTEMPT,
-    ]
-)
-
-_OUTPUTS = pa.list_(pa.float32(), 3)
-
-TOKENS = pa.schema(
-    [
-        _field("sample_id", pa.string(), "hash of image, object and point, 32 hex digits"),
-        _field("image_id", pa.string(), "image the object is in"),
-        _field("data", pa.string(), "labelled set the image was read from"),
-        _field("image", pa.string(), "name of the image in its set"),
-        _field("group", pa.string(), "images of one group are never split"),
-        _field("task", pa.string(), "what the object is: salient, entity or part; empty for none"),
-        _field("object", pa.int32(), "which of the image's masks is meant; -1 for none in particular"),
-        _field("object_area", pa.int64(), "pixels of that mask; 0 for none"),
-        _field(
-            "prompt",
-            pa.string(),
-            "how the point was drawn: central, random, or automatic = of the grid, its kept masks",
-        ),
-        _field("point_x", pa.float32(), "x of the point prompt, image pixels"),
-        _field("point_y", pa.float32(), "y of the point prompt, image pixels"),
-        _field("iou_token", pa.list_(pa.float32()), "IoU token after the decoder, rounded to fp16"),
-        _field(
-            "mask_tokens",
-            pa.list_(pa.float32()),
-            "the four mask tokens after the decoder, one after another, rounded to fp16",
-        ),
-        _field(
-            "features",
-            pa.list_(pa.float32()),
-            "features of the three masks, one after another; NaN for masks that were not kept",
-        ),
-        _field("sam_score", _OUTPUTS, "the model's own IoU estimate of its three masks, about 0..1"),
-        _field(
-            "entropy", _OUTPUTS, "mean pixel entropy inside the box of each mask, bits, 0..1; NaN if not kept"
-        ),
-        _field(
-            "iou", _OUTPUTS, "true IoU of the three masks with the object that is meant, 0..1; NaN for none"
-        ),
-        _field(
-            "iou_nearest",
-            _OUTPUTS,
-            "true IoU of each mask with the object under the point that it matches best; NaN for masks that were not kept",
-        ),
-        _field(
-            "iou_dense",
-            pa.float32(),
-            "true IoU of what the model picks with a dense prompt (8 points); NaN for none",
-        ),
-        _field("iou_larger", pa.float32(), "true IoU of what the larger model picks", nullable=True),
-        _field(
-            "h_theta", pa.float32(), "entropy over model sizes, bits; NULL unless asked for", nullable=True
-        ),
-        _field("h_xp", pa.float32(), "entropy over prompts, bits; NULL unless asked for", nullable=True),
-        _field(
-            "h_a", pa.float32(), "entropy over the three masks, bits; NULL unless asked for", nullable=True
-        ),
-        _field("h_y", pa.float32(), "entropy over all of these, bits; NULL unless asked for", nullable=True),
-        _MODEL,
         _ATTEMPT,
     ]
 )

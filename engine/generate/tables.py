@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.generate.records import MAP_STATISTICS, SCORES, ImageMasks
-from schemas.tables import MAPS, MASKS
+from schemas.tables import MAPS, MASKS, MENDED
 
 
 def mask_id(
@@ -68,6 +68,7 @@ def mask_table(
         columns[name] = rows[name]
     for name in (*SCORES, *MAP_STATISTICS):
         columns[name] = pa.array(rows[name], from_pandas=True)  # NaN is NULL
+    columns |= dict.fromkeys(MENDED, [None] * n)
     schema = pa.schema([field for field in MASKS if field.name not in ("model", "attempt")])
     return pa.Table.from_arrays([pa.array(columns[f.name], f.type) for f in schema], schema=schema)
 

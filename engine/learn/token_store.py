@@ -21,7 +21,7 @@ from engine.store import Store
 from engine.store.image_rows import IMAGE_ROWS, image_row
 from engine.uncertainty.features import FEATURES
 from schemas.records import PoolItem
-from schemas.tables import TOKENS
+from schemas.token_tables import TOKENS
 
 _SHARD = 16
 
