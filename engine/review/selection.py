@@ -21,7 +21,7 @@ _PAGE = 2000
 _MODELS = "SELECT model FROM images WHERE n_masks > 0 GROUP BY model ORDER BY max(committed_at) DESC"
 _FREE_MASKS = """
     SELECT mask_id, image_id, rle, height, width, uncertainty FROM masks
-    WHERE model = $model AND mask_id NOT IN (SELECT unnest(mask_ids) FROM reviews WHERE queue = $queue)
+    WHERE model = $model AND replaced_by IS NULL AND mask_id NOT IN (SELECT unnest(mask_ids) FROM reviews WHERE queue = $queue)
       AND mask_id NOT IN (SELECT mask_id FROM labels WHERE mask_id IS NOT NULL AND verdict NOT IN ('withdrawn', 'skipped'))
       AND ($every OR list_contains($images::VARCHAR[], image_id))
     ORDER BY uncertainty DESC, mask_id LIMIT $page OFFSET $start

@@ -29,7 +29,7 @@ from engine.uncertainty.maps import Refiner
 from schemas.records import Embedding, Prompts
 from schemas.settings import GenerateSettings
 
-_SAME_OBJECT = 0.3
+SAME_OBJECT = 0.3
 """IoU with its parent below which a mask is of something else: mending may change much, but not what is meant."""
 _EVERYTHING = GenerateSettings(pred_iou_thresh=0, stability_score_thresh=0)
 _PROMPTS_AT_ONCE = 32
@@ -61,8 +61,8 @@ class Mender:
     ) -> tuple[list[int], ImageMasks]:
         """Draw masks of one image anew.
 
-        Of the three outputs of each prompt the one with the highest predicted IoU counts, among those that are of the parent's
-        object.
+        Of the three outputs of each prompt the one with the highest predicted IoU counts, those that are of the parent's
+        object first.
 
         Args:
             pixels_HW3: uint8 RGB, the whole image.
@@ -71,8 +71,8 @@ class Mender:
                 parent's own point.
 
         Returns:
-            For each mask that came of it the place of its parent, and the masks, in that order. A parent of which nothing
-            came is left out.
+            For each mask that came of it the place of its parent, and the masks, in that order. A parent whose prompt gave
+            not a pixel is left out.
         """
         height, width = pixels_HW3.shape[:2]
         order = sorted(range(len(parents)), key=lambda place: parents[place].crop)
@@ -166,13 +166,11 @@ class Mender:
 def _pick(
     candidates: Candidates, scored: Drawn, parents: Sequence[Parent], size: tuple[int, int]
 ) -> list[int]:
-    """Of each parent's candidates the best that is of its object; positions in the order of the parents."""
+    """Of each parent's candidates the best, those of its object first; positions in the order of the parents."""
     rles = encode_crops(scored.pixels, scored.rows_N["box"][:, :2], *size)
-    best: dict[int, int] = {}
+    best: dict[int, tuple[bool, float, int]] = {}
     for place, prompt in enumerate(candidates.prompt_N.tolist()):
-        if mask_iou([rles[place]], [parents[prompt].rle], *size)[0, 0] < _SAME_OBJECT:
-            continue
-        score = scored.rows_N["predicted_iou"]
-        if prompt not in best or score[place] > score[best[prompt]]:
-            best[prompt] = place
-    return [best[prompt] for prompt in sorted(best)]
+        same = bool(mask_iou([rles[place]], [parents[prompt].rle], *size)[0, 0] >= SAME_OBJECT)
+        rank = same, float(scored.rows_N["predicted_iou"][place]), place
+        best[prompt] = max(best.get(prompt, rank), rank)
+    return [best[prompt][2] for prompt in sorted(best)]
