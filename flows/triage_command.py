@@ -28,7 +28,7 @@ def triage(
         bool, typer.Option("--explain", help="Only say what would be decided, and what it costs and gains.")
     ] = False,
     good_iou: Annotated[
-        float | None, typer.Option(help="IoU from which a mask is good. Default: 0.75.")
+        float | None, typer.Option(help="IoU from which a mask is good. Default: 0.7.")
     ] = None,
     error_seconds: Annotated[
         float | None,

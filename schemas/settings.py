@@ -70,7 +70,7 @@ class TriageSettings(_Settings):
     """What is worth doing with a mask, in seconds of a person's time: where triage begins, until answers say better."""
 
     good_iou: float = Field(
-        0.75, gt=0, lt=1, description="IoU with what a person would draw from which a mask is good"
+        0.7, gt=0, lt=1, description="IoU with what a person would draw from which a mask is good"
     )
     error_s: float = Field(
         30.0, gt=0, description="what a mask costs that is accepted and not good, seconds of a person"
