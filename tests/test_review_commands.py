@@ -125,7 +125,8 @@ def test_answers_become_labels_to_learn_from(store: Store, tmp_path: Path) -> No
     assert {len(image.masks) for image in images} == {3}, "nothing is learnt from what is no object"
     assert sorted(mask.task for mask in images[0].masks) == ["part", "unspecified", "unspecified"]
     assert why_wait(store, 29).startswith("28 masks were answered")
-    assert not why_wait(store, 28) and not why_wait(store, 29, longest_wait_h=0)
+    assert not why_wait(store, 28)
+    assert not why_wait(store, 29, longest_wait_h=0)
     learnt, kept_out = split_groups(images)
     assert {image.name for image in kept_out} == {
         image.name for image in images if int(image.name[:8], 16) % 5 == 0
