@@ -73,7 +73,7 @@ class AcquisitionSettings(_Settings):
         1.0, gt=0, le=1, description="share of one push from one stratum (folder of images), at most"
     )
     duplicate_similarity: float = Field(
-        0.995,
+        0.998,
         gt=0,
         le=1,
         description="cosine of two masks' embeddings from which one of them is not asked about; 1 = only equal ones",

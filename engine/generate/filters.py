@@ -13,6 +13,7 @@ import torch
 from torchvision.ops.boxes import batched_nms
 
 from engine.generate.enlarge import Enlargement
+from engine.generate.pooling import embed_masks
 from engine.generate.records import MAP_STATISTICS, MASK_ROW, SCORES, MaskMaps, Scorer
 from engine.generate.views import View
 from engine.masks.entropy import mean_entropy
@@ -53,17 +54,19 @@ MapView = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], MaskMaps]
 
 @dataclass(frozen=True)
 class Drawn:
-    """Masks at full resolution: rows, the pixels inside each row's box, and their maps where somebody drew any."""
+    """Masks at full resolution: rows, the pixels inside each row's box, embeddings, and maps where somebody drew any."""
 
     rows_N: np.ndarray
     pixels: list[np.ndarray]
+    embedding_NC: np.ndarray
     maps: list[MapCrop] | None = None
 
     def pick(self, index_N: np.ndarray) -> Drawn:
         """The masks at these positions, in this order."""
         index = index_N.tolist()
         maps = None if self.maps is None else [self.maps[i] for i in index]
-        return Drawn(self.rows_N[index_N], [self.pixels[i] for i in index], maps)
+        pixels = [self.pixels[i] for i in index]
+        return Drawn(self.rows_N[index_N], pixels, self.embedding_NC[index_N], maps)
 
     @staticmethod
     def join(parts: Sequence[Drawn]) -> Drawn:
@@ -72,6 +75,7 @@ class Drawn:
         return Drawn(
             np.concatenate([part.rows_N for part in parts]),
             [pixels for part in parts for pixels in part.pixels],
+            np.concatenate([part.embedding_NC for part in parts]),
             maps if all(part.maps is not None for part in parts) else None,
         )
 
@@ -152,12 +156,13 @@ def draw_view(
     segmenter: Segmenter,
     enlargement: Enlargement,
     view: View,
+    features_Cee: torch.Tensor,
     parts: Sequence[Candidates],
     settings: GenerateSettings,
     scorer: Scorer | None = None,
     map_view: MapView | None = None,
 ) -> Drawn:
-    """Suppress duplicates within a view, then draw what is left, measure its entropy, let it be mapped and scored."""
+    """Suppress duplicates within a view; draw what is left, measure its entropy, pool its features, let it be mapped and scored."""
     rows_N = np.concatenate([part.rows_N for part in parts])
     kept_N = suppress(rows_N, rows_N["sam_score"], settings.box_nms_thresh)
     rows_N = rows_N[kept_N]
@@ -188,7 +193,8 @@ def draw_view(
         scores = scorer.score_masks(evidence)
         for name, score_N in zip(scores, torch.stack(list(scores.values())).cpu().numpy(), strict=True):
             rows_N[name] = score_N
-    return Drawn(rows_N, pixels, maps)
+    embedding_NC = embed_masks(features_Cee, logits_Nhw, segmenter.mask_threshold)
+    return Drawn(rows_N, pixels, embedding_NC, maps)
 
 
 def gather_evidence(
