@@ -184,6 +184,8 @@ def test_the_share_is_kept_however_small_the_pushes_are() -> None:
         assert len(chosen) == 4
         drawn += sum(by == FROM_ALL for _, by in chosen)
     assert drawn == 10
+    late = select_masks(candidates, 100, settings, asked=1000, drawn=0)
+    assert sum(by == FROM_ALL for _, by in late) == 20, "what earlier pushes did not draw takes no whole push"
 
 
 def test_a_draw_that_goes_on_with_new_masks_is_one_draw_from_all() -> None:

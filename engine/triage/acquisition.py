@@ -23,6 +23,8 @@ _SHORTLIST = 10
 the diverse ones are asked about (as Zhdanov, "Diverse mini-batch active learning", 2019, filters first): with all of a
 million masks the farthest would be freaks, and comparing would take time that grows with the pool."""
 _LEAST_SHORTLIST = 1000
+_CATCH_UP = 2
+"""Times its share that the random draw takes of one push, at most, where earlier ones drew too few."""
 
 
 def select_masks(
@@ -57,9 +59,10 @@ def select_masks(
     """
     choice = _Choice(candidates, budget, settings, asked_MC)
     share = math.floor(settings.random_share * (asked + budget) + 1e-9) - drawn
+    share = max(0, min(share, math.ceil(_CATCH_UP * settings.random_share * budget - 1e-9), budget))
     accepted = np.flatnonzero(candidates.accepted_N)
     number_A = draw_numbers([candidates.mask_ids[i] for i in accepted], settings.seed)
-    for i in accepted[np.argsort(number_A, kind="stable")[: max(0, min(share, budget))]].tolist():
+    for i in accepted[np.argsort(number_A, kind="stable")[:share]].tolist():
         choice.add(i, FROM_ALL if candidates.people_N[i] else FROM_ACCEPTED)
 
     people = np.flatnonzero(candidates.people_N)
