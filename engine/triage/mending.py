@@ -204,6 +204,7 @@ def _add_rows(
         made, image_id, shard.model, heads=mender.heads.version, map_source=source
     ).to_pylist()
     maps = map_table(made, image_id, shard.model, source).to_pylist() if source else []
+    embeddings = {row["mask_id"]: row for row in shard.rows["embeddings"]}
     for place, (parent, child) in enumerate(zip(parents, children, strict=True)):
         child["mask_id"] = _child_id(parent["mask_id"], remedy, by, child["output_index"])
         child |= {"parent_mask_id": parent["mask_id"], "repair": remedy}
@@ -215,6 +216,9 @@ def _add_rows(
             child["replaced_by"] = parent["mask_id"]
         if maps:
             maps[place]["mask_id"] = child["mask_id"]
+        # What it is of has not changed; the larger model's features would not compare with the others'.
+        if parent["mask_id"] in embeddings:
+            shard.rows["embeddings"].append({**embeddings[parent["mask_id"]], "mask_id": child["mask_id"]})
     shard.rows["masks"] += children
     shard.rows["maps"] += maps
     return children

@@ -16,8 +16,9 @@ from itertools import groupby
 import numpy as np
 import torch
 
+from engine.generate.drawing import Drawn, draw_masks
 from engine.generate.enlarge import Enlargement
-from engine.generate.filters import Candidates, Drawn, Outputs, draw_masks, filter_outputs
+from engine.generate.filters import Candidates, Outputs, filter_outputs
 from engine.generate.records import ImageMasks
 from engine.generate.views import Box, View
 from engine.masks.map_crop import MapCrop
@@ -91,7 +92,7 @@ class Mender:
                 drawn.append(masks)
         joined = Drawn.join(drawn)
         rles = encode_crops(joined.pixels, joined.rows_N["box"][:, :2], height, width)
-        return places, ImageMasks(height, width, joined.rows_N, rles, joined.maps)
+        return places, ImageMasks(height, width, joined.rows_N, rles, joined.maps, joined.embedding_NC)
 
     def _mend_view(
         self,
@@ -114,6 +115,7 @@ class Mender:
             self.segmenter,
             enlargement,
             view,
+            embedding.features_BCHW[0],
             candidates.rows_N.copy(),
             candidates.logits_Nhw,
             candidates.siblings,
@@ -126,6 +128,7 @@ class Mender:
             self.segmenter,
             enlargement,
             view,
+            embedding.features_BCHW[0],
             candidates.rows_N[best],
             candidates.logits_Nhw[place_N],
             siblings,
