@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from engine.masks.rle import decode_rle, encode_masks
 from engine.store import Store
-from schemas.tables import IMAGES, MASKS, MODELS
+from schemas.tables import IMAGES, MAPS, MASKS, MODELS
 
 QUEUE = "folder:review"
 
@@ -154,19 +154,22 @@ def _recommit(store: Store, model: str, new: str, *, mended: int) -> None:
     for mask in masks:
         mask.pop("model")
         counts[mask["image_id"]] = counts.get(mask["image_id"], 0) + 1
-    seen: set[str] = set()
     for image in images:
         image["n_masks"] = counts.get(image["image_id"], 0)
         image.pop("model")
         image.pop("committed_at")
         image["attempt"] = None
-        seen.add(image["uri"])
+    maps = store.query(f"SELECT * EXCLUDE (model, attempt) FROM maps WHERE model = '{model}'").to_pylist()
     schemas = [
         pa.schema([f.with_nullable(True) for f in of if f.name not in dropped])
-        for of, dropped in ((IMAGES, {"model", "committed_at"}), (MASKS, {"model", "attempt"}))
+        for of, dropped in (
+            (IMAGES, {"model", "committed_at"}),
+            (MASKS, {"model", "attempt"}),
+            (MAPS, {"model", "attempt"}),
+        )
     ]
-    store.commit_shard(
-        new,
-        pa.Table.from_pylist(images, schema=schemas[0]),
-        {"masks": pa.Table.from_pylist(masks, schema=schemas[1])},
-    )
+    tables = [
+        pa.Table.from_pylist(of, schema=schema)
+        for of, schema in zip((images, masks, maps), schemas, strict=True)
+    ]
+    store.commit_shard(new, tables[0], {"masks": tables[1], "maps": tables[2]})

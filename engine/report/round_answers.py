@@ -122,7 +122,9 @@ def read_versions(snapshot: Snapshot, scope: RoundScope) -> list[TaughtVersion]:
 def _measure(snapshot: Snapshot, model: str, asked: Sequence[Mapping[str, Any]]) -> Calibration:
     rows = snapshot.rows(_MODEL, {"model": model})
     taught = rows[0]["created_at"] if rows and rows[0]["parent"] else None
-    fair = [row for row in asked if taught is None or is_kept_out(row["image_id"]) or row["pulled_at"] > taught]
+    fair = [
+        row for row in asked if taught is None or is_kept_out(row["image_id"]) or row["pulled_at"] > taught
+    ]
     by_image: dict[str, list[Mapping[str, Any]]] = {}
     for row in fair:
         by_image.setdefault(row["image_id"], []).append(row)

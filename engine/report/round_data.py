@@ -46,7 +46,7 @@ _ERRORS = """
 """
 _SCORES = """
     SELECT CASE WHEN d.decision = 'accept' THEN 'accepted'
-                WHEN d.decision = 'people' OR a.mask_id IS NOT NULL THEN 'people' ELSE 'others' END AS of, {histograms}
+                WHEN d.decision = 'people' OR a.mask_id IS NOT NULL THEN 'people' ELSE 'others' END AS of, count(*) AS masks, {histograms}
     FROM (FROM masks WHERE model = $model AND replaced_by IS NULL) m
     LEFT JOIN (FROM decisions WHERE model = $model) d USING (mask_id)
     LEFT JOIN (SELECT unnest(mask_ids) AS mask_id FROM reviews UNION SELECT mask_id FROM labels) a USING (mask_id)
@@ -112,6 +112,7 @@ class RoundData:
             that hold, `replaced` ones, how many are `scored` by heads and `mapped`.
         places: `place` (folder or bucket) and `files`, the largest first.
         errors: `kind`, `files`, `examples` (names), `reason`.
+        groups: masks in each of `GROUPS`, where there are any.
         scores: histograms, of columns that are not NULL throughout.
         decisions: `decision`, `masks`, `share`, `gain` and `cost` in seconds, `p_good`.
         repairs: `repair`, `tried`, `held`, mean `change` of predicted IoU, and `change_held`.
@@ -124,6 +125,7 @@ class RoundData:
     labelled: dict[str, Any]
     places: list[dict[str, Any]]
     errors: list[dict[str, Any]]
+    groups: dict[str, int]
     scores: list[ScoreHistogram]
     decisions: list[dict[str, Any]]
     repairs: list[dict[str, Any]]
@@ -140,6 +142,7 @@ class RoundData:
 def read_round(snapshot: Snapshot, scope: RoundScope) -> RoundData:
     """Ask for everything that one query can tell; answers are held against masks in `round_answers`."""
     of_model = {"model": scope.model}
+    groups, scores = _read_scores(snapshot, scope.model)
     window = {"began": scope.began, "until": scope.until}
     images, masks = snapshot.rows(_IMAGES, of_model), snapshot.rows(_MASKS, of_model)
     places = snapshot.rows(_PLACES, of_model)
@@ -153,7 +156,8 @@ def read_round(snapshot: Snapshot, scope: RoundScope) -> RoundData:
             row | {"examples": [image_name(uri) for uri in row["examples"]], "reason": redact(row["reason"])}
             for row in errors
         ],
-        scores=_read_scores(snapshot, scope.model),
+        groups=groups,
+        scores=scores,
         decisions=snapshot.rows(_DECISIONS, decided),
         repairs=snapshot.rows(_REPAIRS, of_model),
         verdicts=snapshot.rows(_VERDICTS, window),
@@ -169,7 +173,7 @@ def image_name(uri: str) -> str:
     return redact(uri.rstrip("/").rpartition("/")[2])
 
 
-def _read_scores(snapshot: Snapshot, model: str) -> list[ScoreHistogram]:
+def _read_scores(snapshot: Snapshot, model: str) -> tuple[dict[str, int], list[ScoreHistogram]]:
     """One pass over the masks, however many there are."""
     histograms = ", ".join(
         f"histogram(greatest({low}, least({high}, floor({column} * {steps})))::INT) FILTER ({column} IS NOT NULL) AS {column}"
@@ -191,7 +195,7 @@ def _read_scores(snapshot: Snapshot, model: str) -> list[ScoreHistogram]:
         }
         edges = tuple(place / steps for place in range(low, high + 2))
         scores.append(ScoreHistogram(column, edges, counts))
-    return scores
+    return {of: rows[of]["masks"] for of in GROUPS if of in rows}, scores
 
 
 def _read_gate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

@@ -37,6 +37,8 @@ def _tell_seconds(value: float | None) -> str:
     if value is None:
         return NOTHING
     size = abs(value)
+    if not size:
+        return "0 s"
     if size < 10:
         return f"{value:.2f} s"
     if size < 120:

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 from engine.report.round_answers import Calibration, TaughtVersion
 from engine.report.round_data import ScoreHistogram
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+P = ParamSpec("P")
 # What matplotlib draws in these is drawn in the page's colours, which differ on light and dark paper.
-_INK, _SECOND, _FAINT, _BLUE, _ORANGE, _PAPER = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
+_INK, _SECOND, _FAINT, _BLUE, _ORANGE, _PAPER = (
+    "#010101",
+    "#020202",
+    "#030303",
+    "#040404",
+    "#050505",
+    "#060606",
+)
 _ROLES = {
     _INK: "ink",
     _SECOND: "second",
@@ -25,7 +33,8 @@ _ROLES = {
     _ORANGE: "orange",
     _PAPER: "paper",
 }
-_GROUPS = {"accepted": ("accepted", _BLUE), "people": ("people", _ORANGE), "others": ("others", _SECOND)}
+_GROUPS = {"accepted": _BLUE, "people": _ORANGE, "others": _SECOND}
+_FEW = 10  # masks of a group; so few are no distribution, beside groups with more
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "gapmap",
@@ -42,34 +51,44 @@ _STYLE = {
 }
 
 
+def _styled(draw: Callable[P, str]) -> Callable[P, str]:
+    """Draws in our style, whatever the reader's matplotlibrc says."""
+
+    @wraps(draw)
+    def drawn(*args: P.args, **keywords: P.kwargs) -> str:
+        from matplotlib import style
+
+        with style.context(["default", _STYLE]):
+            return draw(*args, **keywords)
+
+    return drawn
+
+
+@_styled
 def draw_scores(histogram: ScoreHistogram, label: str) -> str:
     """A line a group: which share of its masks has which score."""
-    figure, axes = _new_figure(3.5, 2.3)
-    said = []
-    for group, counts in histogram.counts.items():
-        name, colour = _GROUPS[group]
+    figure = _new_figure(3.5, 2.2)
+    axes = figure.subplots()
+    said, enough = [], {of: counts for of, counts in histogram.counts.items() if sum(counts) >= _FEW}
+    for group, counts in (enough or histogram.counts).items():
         total = sum(counts)
         shares = [100 * count / total for count in counts]
-        axes.stairs(shares, histogram.edges, color=colour, linewidth=1.8, label=name)
-        axes.stairs(shares, histogram.edges, color=colour, alpha=0.12, fill=True)
-        middle = sum(
-            count * (low + high) / 2
-            for count, low, high in zip(counts, histogram.edges, histogram.edges[1:], strict=False)
-        )
-        said.append(f"{name} {middle / total:.2f}")
-    axes.set(xlabel=label, ylabel="% of the group", ylim=(0, None))
+        axes.stairs(shares, histogram.edges, color=_GROUPS[group], linewidth=1.8)
+        axes.stairs(shares, histogram.edges, color=_GROUPS[group], alpha=0.12, fill=True)
+        edges = zip(histogram.edges, histogram.edges[1:], strict=False)
+        middle = sum(count * (low + high) / 2 for count, (low, high) in zip(counts, edges, strict=True))
+        said.append(f"{group} {middle / total:.2f}")
+    axes.set(xlabel=label, ylabel="% of masks", ylim=(0, None))
     axes.margins(x=0)
-    if len(histogram.counts) > 1:
-        axes.legend(frameon=False, fontsize=9, handlelength=1.2)
     return _to_svg(figure, f"Histogram of {label}; means: {', '.join(said)}.")
 
 
+@_styled
 def draw_calibrations(calibrations: Sequence[Calibration], names: Sequence[str]) -> str:
     """The true IoU by the predicted one, a line a model, over how many masks each bin has."""
     from matplotlib.ticker import MaxNLocator
 
-    figure, _ = _new_figure(5.4, 5.0)
-    figure.clear()
+    figure = _new_figure(5.4, 5.0)
     upper, lower = figure.subplots(2, sharex=True, height_ratios=[4, 1])
     upper.plot([0, 1], [0, 1], color=_SECOND, linestyle="--", linewidth=1)
     shift = 0.006 * (len(calibrations) - 1)
@@ -98,17 +117,17 @@ def draw_calibrations(calibrations: Sequence[Calibration], names: Sequence[str])
     return _to_svg(figure, f"Calibration. {'; '.join(said)}.")
 
 
+@_styled
 def draw_differences(differences: Sequence[Mapping[str, Any]]) -> str:
     """Differences of mean IoU in points, with their intervals, a row a task and number of clicks."""
     rows = [of for of in differences if of["metric"] == "miou"]
-    figure, axes = _new_figure(5.4, 1.1 + 0.28 * len(rows))
+    figure = _new_figure(5.4, 1.1 + 0.28 * len(rows))
+    axes = figure.subplots()
     axes.axvline(0, color=_SECOND, linewidth=1)
     for row, of in enumerate(rows):
         colour = _ORANGE if of["mean"] < 0 else _BLUE
         if of["low"] is not None and of["high"] is not None:
-            axes.plot(
-                [100 * of["low"], 100 * of["high"]], [row, row], color=colour, linewidth=1.6, alpha=0.7
-            )
+            axes.plot([100 * of["low"], 100 * of["high"]], [row, row], color=colour, linewidth=1.6, alpha=0.7)
         axes.plot([100 * of["mean"]], [row], color=colour, marker="o" if of["task"] != "all" else "D")
     axes.set_yticks(range(len(rows)), [f"{of['task']}, {_clicks(of['points'])}" for of in rows])
     axes.set(xlabel="new minus present, points of IoU", ylim=(len(rows) - 0.4, -0.6))
@@ -118,9 +137,11 @@ def draw_differences(differences: Sequence[Mapping[str, Any]]) -> str:
     return _to_svg(figure, f"Differences in points of IoU: {', '.join(said)}.")
 
 
+@_styled
 def draw_efficiency(versions: Sequence[TaughtVersion]) -> str:
     """Held-out IoU by how many masks people had answered for; an arrow a version, from its parent's to its own."""
-    figure, axes = _new_figure(5.4, 3.2)
+    figure = _new_figure(5.4, 3.2)
+    axes = figure.subplots()
     ends = []
     for of in versions:
         if of.before is None or of.after is None:
@@ -153,23 +174,17 @@ def _clicks(points: int) -> str:
     return f"{points} click{'s' * (points != 1)}"
 
 
-def _new_figure(width: float, height: float) -> tuple[Figure, Axes]:
-    from matplotlib import style
+def _new_figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
-    with style.context(["default", _STYLE]):  # whatever the reader's matplotlibrc says
-        figure = Figure(figsize=(width, height), layout="constrained")
-        return figure, figure.subplots()
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _to_svg(figure: Figure, alt: str) -> str:
     """The figure's SVG element alone, for a page that may hold others: nothing in it leads out of the page."""
-    from matplotlib import style
-
     written = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with style.context(["default", _STYLE]):
-        figure.savefig(written, format="svg", metadata=nothing, transparent=True)
+    figure.savefig(written, format="svg", metadata=nothing, transparent=True)
     svg = written.getvalue()
     size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
     assert size is not None
