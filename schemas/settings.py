@@ -66,6 +66,36 @@ class PoolSettings(_Settings):
     )
 
 
+class TriageSettings(_Settings):
+    """What is worth doing with a mask, in seconds of a person's time: where triage begins, until answers say better."""
+
+    good_iou: float = Field(
+        0.75, gt=0, lt=1, description="IoU with what a person would draw from which a mask is good"
+    )
+    error_s: float = Field(
+        30.0, gt=0, description="what a mask costs that is accepted and not good, seconds of a person"
+    )
+    look_s: float = Field(3.0, gt=0, description="a person's look at a mask, seconds")
+    fix_s: float = Field(15.0, ge=0, description="and mending one that is not good, seconds on top")
+    machine_rate: float = Field(
+        0.02,
+        ge=0,
+        description="what a second of the machine costs, seconds of a person (prices by the hour divided)",
+    )
+    larger_s: float = Field(
+        1.0,
+        ge=0,
+        description="the larger model for one mask, seconds of the machine; measured once it was used",
+    )
+    prompt_s: float = Field(0.5, ge=0, description="a better prompt for one mask, likewise")
+    gap_trust: float = Field(
+        0.8, ge=0, le=1, description="share of a promised gain that is expected to come true"
+    )
+    spread: float = Field(
+        0.15, gt=0, description="how far a mask's IoU lies from predicted_iou, a standard deviation"
+    )
+
+
 class FinetuneSettings(_Settings):
     """Uncertainty-aware fine-tuning (SUM, Liu et al., NeurIPS 2024); what differs from the paper's values says why."""
 

@@ -23,6 +23,7 @@ ROOMS = (
     "generate",
     "uncertainty",
     "store",
+    "triage",
     "review",
     "learn",
     "evaluate",

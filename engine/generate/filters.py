@@ -39,11 +39,12 @@ class Outputs:
 class Candidates:
     """Masks of one view that passed the filters: rows (boxes in the image frame) and logits on the grid.
 
-    `siblings` is what they are scored by later, where somebody is to score them.
+    `siblings` is what they are scored by later, where somebody is to score them; `prompt_N` which prompt each is from.
     """
 
     rows_N: np.ndarray
     logits_Nhw: torch.Tensor
+    prompt_N: np.ndarray
     siblings: Siblings | None = None
 
 
@@ -130,7 +131,7 @@ def filter_outputs(
     if for_scorer:
         prompt_N = order_N[kept_N[whole_N]] // outputs.iou_PM.shape[1]
         siblings = _find_siblings(segmenter, view, outputs, prompt_N)
-    return Candidates(rows_N[~cut_N], logits_Nhw[kept_N[whole_N]], siblings)
+    return Candidates(rows_N[~cut_N], logits_Nhw[kept_N[whole_N]], prompt[~cut_N], siblings)
 
 
 def _find_siblings(segmenter: Segmenter, view: View, outputs: Outputs, prompt_N: torch.Tensor) -> Siblings:
@@ -157,14 +158,35 @@ def draw_view(
     scorer: Scorer | None = None,
     map_view: MapView | None = None,
 ) -> Drawn:
-    """Suppress duplicates within a view, then draw what is left, measure its entropy, let it be mapped and scored."""
+    """Suppress duplicates within a view, then draw what is left; see `draw_masks`."""
     rows_N = np.concatenate([part.rows_N for part in parts])
     kept_N = suppress(rows_N, rows_N["sam_score"], settings.box_nms_thresh)
-    rows_N = rows_N[kept_N]
     logits_Nhw = torch.cat([part.logits_Nhw for part in parts])
     place_N = torch.from_numpy(kept_N).to(logits_Nhw.device)
-    logits_Nhw = logits_Nhw[place_N]
+    siblings = [part.siblings for part in parts if part.siblings is not None]
+    picked = Siblings.join(siblings).pick(place_N) if siblings else None
+    return draw_masks(
+        segmenter, enlargement, view, rows_N[kept_N], logits_Nhw[place_N], picked, scorer, map_view
+    )
 
+
+def draw_masks(
+    segmenter: Segmenter,
+    enlargement: Enlargement,
+    view: View,
+    rows_N: np.ndarray,
+    logits_Nhw: torch.Tensor,
+    siblings: Siblings | None,
+    scorer: Scorer | None = None,
+    map_view: MapView | None = None,
+) -> Drawn:
+    """Draw masks of one view at full resolution, measure their entropy, let them be mapped and scored.
+
+    Args:
+        rows_N: array of `MASK_ROW`; entropy, scores and statistics are filled in.
+        logits_Nhw: of each, on the grid.
+        siblings: of each; needed where there is a scorer.
+    """
     boxes_N4 = torch.from_numpy(rows_N["box"] - np.tile(view.crop[:2], 2)).to(logits_Nhw.device)
     pixels = enlargement.draw(logits_Nhw, segmenter.mask_threshold, boxes_N4)
     (height, width), (rows, columns) = view.size, segmenter.mask_extent(view.size)
@@ -182,9 +204,8 @@ def draw_view(
             rows_N[name] = value_N
         # Counted in cells of the grid, it may come out a little larger than the mask.
         rows_N["map_certain_area"] = np.minimum(rows_N["map_certain_area"], rows_N["area"])
-    siblings = [part.siblings for part in parts if part.siblings is not None]
-    if scorer is not None and siblings:
-        evidence = gather_evidence(Siblings.join(siblings).pick(place_N), rows_N, view.size, entropy_N)
+    if scorer is not None and siblings is not None:
+        evidence = gather_evidence(siblings, rows_N, view.size, entropy_N)
         scores = scorer.score_masks(evidence)
         for name, score_N in zip(scores, torch.stack(list(scores.values())).cpu().numpy(), strict=True):
             rows_N[name] = score_N

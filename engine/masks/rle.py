@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 from pycocotools import mask as coco
 
@@ -64,10 +65,14 @@ def encode_crops(crops: Sequence[np.ndarray], corners_N2: np.ndarray, height: in
 
 
 def decode_rle(rles: Sequence[str], height: int, width: int) -> np.ndarray:
-    """Boolean masks_NHW of compressed counts."""
+    """Boolean masks_NHW of compressed counts, row after row."""
     if not len(rles):
         return np.zeros((0, height, width), bool)
-    return coco.decode(_objects(rles, height, width)).transpose(2, 0, 1).astype(bool)
+    masks_NHW = np.empty((len(rles), height, width), np.uint8)
+    # Column after column, as pycocotools gives them; OpenCV turns them five times as fast as NumPy.
+    for mask_HW, turned_WH in zip(masks_NHW, coco.decode(_objects(rles, height, width)).T, strict=True):
+        cv2.transpose(turned_WH, dst=mask_HW)
+    return masks_NHW.view(bool)
 
 
 def measure_rle(rles: Sequence[str], height: int, width: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,9 +6,22 @@ A file that cannot be used is an `ImageError` with a reason, never the end of a 
 from __future__ import annotations
 
 from engine.pool.address import check_address
+from engine.pool.decoding import decode_image
+from engine.pool.jpeg import strip_jpeg
 from engine.pool.listing import list_pool
 from engine.pool.readahead import Outcome, prefetch
-from engine.pool.reading import read_image, reread_image
+from engine.pool.reading import read_image, reread_bytes, reread_image
 from engine.pool.tiles import tile_boxes
 
-__all__ = ["Outcome", "check_address", "list_pool", "prefetch", "read_image", "reread_image", "tile_boxes"]
+__all__ = [
+    "Outcome",
+    "check_address",
+    "decode_image",
+    "list_pool",
+    "prefetch",
+    "read_image",
+    "reread_bytes",
+    "reread_image",
+    "strip_jpeg",
+    "tile_boxes",
+]

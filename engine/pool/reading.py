@@ -41,8 +41,7 @@ def read_image(
     """
     data = _fetch(item, settings, storage_options)
     mode, pixels_HW3 = decode_image(data, settings.max_pixels, on_size=on_size)
-    image_id = hashlib.sha256(data).hexdigest()[:32]
-    return PoolImage(item, image_id, pixels_HW3, mode, len(data))
+    return PoolImage(item, _hash_bytes(data), pixels_HW3, mode, len(data))
 
 
 def reread_image(uri: str, fingerprint: str, image_id: str) -> PoolImage:
@@ -51,10 +50,25 @@ def reread_image(uri: str, fingerprint: str, image_id: str) -> PoolImage:
     Raises:
         ImageError: it cannot be opened any more, or another image took its place.
     """
-    image = read_image(PoolItem(uri, fingerprint), PoolSettings())
-    if image.image_id != image_id:
+    data = reread_bytes(uri, fingerprint, image_id)
+    mode, pixels_HW3 = decode_image(data, PoolSettings().max_pixels)
+    return PoolImage(PoolItem(uri, fingerprint), image_id, pixels_HW3, mode, len(data))
+
+
+def reread_bytes(uri: str, fingerprint: str, image_id: str) -> bytes:
+    """The file of an image of the table `images`, as it was labelled.
+
+    Raises:
+        ImageError: it cannot be opened any more, or another file took its place.
+    """
+    data = _fetch(PoolItem(uri, fingerprint), PoolSettings(), None)
+    if _hash_bytes(data) != image_id:
         raise ImageError("missing", "the file was replaced since it was labelled. Label the pool again.")
-    return image
+    return data
+
+
+def _hash_bytes(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
 
 
 def _fetch(item: PoolItem, settings: PoolSettings, storage_options: Options) -> bytes:

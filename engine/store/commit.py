@@ -88,8 +88,13 @@ def commit_rows(files: StoreFiles, table: str, rows: Sequence[Mapping[str, Any]]
     Killed in between, it has added those before; so rows whose order says how far a reader got are safe.
     """
     for model, of in groupby(rows, key=lambda row: row["model"]):
-        ready = conform(table, pa.Table.from_pylist(list(of)))
-        write_part(files, table, model, new_attempt(), ready.to_batches(max_chunksize=ROW_GROUP_ROWS))
+        commit_table(files, table, model, pa.Table.from_pylist(list(of)))
+
+
+def commit_table(files: StoreFiles, table: str, model: str, rows: pa.Table) -> None:
+    """The same for rows of one model that are a table already, but for `model`; in one file."""
+    ready = conform(table, _with_column(rows, "model", _repeated(model, len(rows))))
+    write_part(files, table, model, new_attempt(), ready.to_batches(max_chunksize=ROW_GROUP_ROWS))
 
 
 def write_part(

@@ -11,7 +11,7 @@ import pyarrow as pa
 from schemas.errors import ConfigError, GapmapError
 from schemas.tables import TABLES
 
-from .commit import commit_attempt, commit_model, commit_promotion, commit_rows
+from .commit import commit_attempt, commit_model, commit_promotion, commit_rows, commit_table
 from .compact import compact_store, sweep_store
 from .connection import DamagedStoreError, LostFileError, explained, open_connection, scan_files
 from .done import DoneIndex
@@ -112,6 +112,10 @@ class Store:
     def append(self, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add rows to a table that belongs to no shard (`reviews`, `labels`, `decisions`, `rounds`), in their order; from then on they count."""
         commit_rows(self.files, table, rows)
+
+    def append_table(self, table: str, model: str, rows: pa.Table) -> None:
+        """The same for many rows of one model; `model` is set here."""
+        commit_table(self.files, table, model, rows)
 
     def find_done(self, model: str, settings: str, *, retry_errors: bool = False) -> DoneIndex:
         """What is committed already of a model and canonical settings. With `retry_errors`, images that

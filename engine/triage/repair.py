@@ -1,0 +1,178 @@
+"""Mending masks by machine: the same prompt for a larger model, or a better prompt for the same one.
+
+The two remedies are those that UncertainSAM's gaps speak of (Kaiser et al., ICML 2025): what a larger model, and what a dense
+prompt, would gain. What comes of it is scored as every mask is, and people are asked only about what is still unsure.
+
+Shape suffixes: N masks, P points, h w mask grid, H W image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+
+import numpy as np
+import torch
+
+from engine.generate.enlarge import Enlargement
+from engine.generate.filters import Candidates, Drawn, Outputs, draw_masks, filter_outputs
+from engine.generate.records import ImageMasks
+from engine.generate.views import Box, View
+from engine.masks.map_crop import MapCrop
+from engine.masks.rle import decode_rle, encode_crops, mask_iou
+from engine.models.segmenter import Segmenter
+from engine.triage.prompts import dense_points, grid_mask
+from engine.uncertainty.heads import HeadSet
+from engine.uncertainty.maps import Refiner
+from schemas.records import Embedding, Prompts
+from schemas.settings import GenerateSettings
+
+_SAME_OBJECT = 0.3
+"""IoU with its parent below which a mask is of something else: mending may change much, but not what is meant."""
+_EVERYTHING = GenerateSettings(pred_iou_thresh=0, stability_score_thresh=0)
+_PROMPTS_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A mask that is to be mended; frames as in the table `masks`, image pixels."""
+
+    mask_id: str
+    point: tuple[float, float]
+    crop: Box
+    box: Box
+    rle: str
+    uncertainty_map: MapCrop | None
+
+
+@dataclass(frozen=True)
+class Mender:
+    """A model that mends masks, with the heads that score what it draws and the refiner that maps it."""
+
+    segmenter: Segmenter
+    heads: HeadSet
+    refiner: Refiner | None
+
+    @torch.inference_mode()
+    def mend(
+        self, pixels_HW3: np.ndarray, parents: Sequence[Parent], *, dense: bool
+    ) -> tuple[list[int], ImageMasks]:
+        """Draw masks of one image anew.
+
+        Of the three outputs of each prompt the one with the highest predicted IoU counts, among those that are of the parent's
+        object.
+
+        Args:
+            pixels_HW3: uint8 RGB, the whole image.
+            parents: masks of it.
+            dense: ask with many points in the certain part of the parent, its box and the parent itself; else with the
+                parent's own point.
+
+        Returns:
+            For each mask that came of it the place of its parent, and the masks, in that order. A parent of which nothing
+            came is left out.
+        """
+        height, width = pixels_HW3.shape[:2]
+        order = sorted(range(len(parents)), key=lambda place: parents[place].crop)
+        places: list[int] = []
+        drawn: list[Drawn] = []
+        for crop, of in groupby(order, key=lambda place: parents[place].crop):
+            view = View(0, crop, crop, np.zeros((0, 2)))
+            embedding = self.segmenter.embed([pixels_HW3[crop[1] : crop[3], crop[0] : crop[2]]])
+            enlargement = Enlargement(self.segmenter, view.size)
+            group = list(of)
+            for start in range(0, len(group), _PROMPTS_AT_ONCE):
+                part = group[start : start + _PROMPTS_AT_ONCE]
+                asked = [parents[place] for place in part]
+                chosen, masks = self._mend_view(embedding, enlargement, view, asked, (height, width), dense)
+                places += [part[place] for place in chosen]
+                drawn.append(masks)
+        joined = Drawn.join(drawn)
+        rles = encode_crops(joined.pixels, joined.rows_N["box"][:, :2], height, width)
+        return places, ImageMasks(height, width, joined.rows_N, rles, joined.maps)
+
+    def _mend_view(
+        self,
+        embedding: Embedding,
+        enlargement: Enlargement,
+        view: View,
+        parents: Sequence[Parent],
+        size: tuple[int, int],
+        dense: bool,
+    ) -> tuple[list[int], Drawn]:
+        corner_2 = np.array(view.crop[:2], np.float32)
+        points_N2 = np.array([parent.point for parent in parents], np.float32) - corner_2
+        prompts = self._prompts(view, parents, points_N2, size, dense)
+        decoded = self.segmenter.decode(embedding, prompts)
+        outputs = Outputs(
+            points_N2, decoded.logits_NMhw, decoded.iou_NM, decoded.iou_token_NC, decoded.mask_tokens_N4C
+        )
+        candidates = filter_outputs(self.segmenter, enlargement, view, outputs, _EVERYTHING, for_scorer=True)
+        scored = draw_masks(
+            self.segmenter,
+            enlargement,
+            view,
+            candidates.rows_N.copy(),
+            candidates.logits_Nhw,
+            candidates.siblings,
+            self.heads,
+        )
+        best = _pick(candidates, scored, parents, size)
+        place_N = torch.tensor(best, dtype=torch.int64, device=candidates.logits_Nhw.device)
+        siblings = candidates.siblings.pick(place_N) if candidates.siblings else None
+        masks = draw_masks(
+            self.segmenter,
+            enlargement,
+            view,
+            candidates.rows_N[best],
+            candidates.logits_Nhw[place_N],
+            siblings,
+            self.heads,
+            partial(self.refiner.map_masks, embedding, 0) if self.refiner else None,
+        )
+        return candidates.prompt_N[best].tolist(), masks
+
+    def _prompts(
+        self,
+        view: View,
+        parents: Sequence[Parent],
+        points_N2: np.ndarray,
+        size: tuple[int, int],
+        dense: bool,
+    ) -> Prompts:
+        n = len(parents)
+        index_N = torch.zeros(n, dtype=torch.int64)
+        if not dense:
+            return Prompts(index_N, torch.from_numpy(points_N2[:, None]), torch.ones(n, 1, dtype=torch.int64))
+        x0, y0, x1, y1 = view.crop
+        points, masks = [], []
+        for parent in parents:
+            mask_HW = decode_rle([parent.rle], *size)[0]
+            points.append(dense_points(mask_HW, parent.box, parent.uncertainty_map) - (x0, y0))
+            masks.append(grid_mask(mask_HW[y0:y1, x0:x1], self.segmenter))
+        points_NP2 = torch.from_numpy(np.stack(points).astype(np.float32))
+        boxes = np.array([parent.box for parent in parents], np.float32) - np.tile((x0, y0), 2)
+        return Prompts(
+            index_N,
+            points_NP2,
+            torch.ones(points_NP2.shape[:2], dtype=torch.int64),
+            torch.from_numpy(boxes.astype(np.float32)),
+            torch.from_numpy(np.stack(masks)[:, None]),
+        )
+
+
+def _pick(
+    candidates: Candidates, scored: Drawn, parents: Sequence[Parent], size: tuple[int, int]
+) -> list[int]:
+    """Of each parent's candidates the best that is of its object; positions in the order of the parents."""
+    rles = encode_crops(scored.pixels, scored.rows_N["box"][:, :2], *size)
+    best: dict[int, int] = {}
+    for place, prompt in enumerate(candidates.prompt_N.tolist()):
+        if mask_iou([rles[place]], [parents[prompt].rle], *size)[0, 0] < _SAME_OBJECT:
+            continue
+        score = scored.rows_N["predicted_iou"]
+        if prompt not in best or score[place] > score[best[prompt]]:
+            best[prompt] = place
+    return [best[prompt] for prompt in sorted(best)]

@@ -1,0 +1,105 @@
+"""Decide on every mask of a model that holds and that nobody has answered for, and write the decisions down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from engine.store.layout import new_attempt
+from engine.triage.costs import Costs
+from engine.triage.decisions import DECISIONS, REMEDIES, decide_masks
+from schemas.errors import ConfigError
+
+if TYPE_CHECKING:
+    from engine.store import Store
+    from engine.store.snapshot import Snapshot
+
+_ROWS_AT_ONCE = 500_000
+_WHERE = """
+    m.model = $model AND m.replaced_by IS NULL AND m.mask_id NOT IN
+        (SELECT mask_id FROM labels WHERE mask_id IS NOT NULL AND verdict NOT IN ('withdrawn', 'skipped'))
+"""
+# What was tried: on the mask itself, and on those it was made of.
+_MASKS = f"""
+    SELECT m.mask_id, m.image_id, m.predicted_iou, m.model_gap, m.prompt_gap,
+           list_concat(coalesce(t.tried, []), [m.repair, p.repair]) AS tried
+    FROM masks m
+    LEFT JOIN (SELECT parent_mask_id, list(repair) AS tried FROM masks WHERE model = $model AND parent_mask_id IS NOT NULL
+               GROUP BY parent_mask_id) t ON t.parent_mask_id = m.mask_id
+    LEFT JOIN (SELECT mask_id, repair FROM masks WHERE model = $model AND repair IS NOT NULL) p ON p.mask_id = m.parent_mask_id
+    WHERE {_WHERE} AND m.predicted_iou IS NOT NULL
+"""
+_COUNTS = f"SELECT count(*) AS masks, count(m.predicted_iou) AS scored FROM masks m WHERE {_WHERE}"
+
+
+def triage_masks(
+    store: Store,
+    model: str,
+    costs: Costs,
+    remedies: tuple[str, ...] = tuple(REMEDIES),
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> str:
+    """Decide on the masks of a model; returns the triage's id.
+
+    Killed in the middle, images that it had not come to show their earlier decisions; the next triage decides on all.
+
+    Args:
+        store: with masks that heads have scored.
+        model: whose masks, name@version.
+        costs: what each way costs.
+        remedies: those of `REMEDIES` that can be had.
+        progress: called with (masks decided, masks in all).
+
+    Raises:
+        ConfigError: none of the masks has a predicted_iou.
+    """
+
+    def run(snapshot: Snapshot) -> str:
+        (count,) = snapshot.rows(_COUNTS, {"model": model})
+        if count["masks"] and not count["scored"]:
+            raise ConfigError(
+                f"The masks of {model} have no predicted_iou to decide by. Fit heads (gapmap fit-heads --model …), and label again."
+            )
+        triage_id, done = new_attempt(), 0
+        batches = snapshot.con.sql(_MASKS, params={"model": model}).to_arrow_reader(_ROWS_AT_ONCE)
+        for batch in batches:
+            if batch.num_rows:
+                store.append_table("decisions", model, _decide(batch, triage_id, costs, remedies))
+            done += batch.num_rows
+            if progress:
+                progress(done, count["scored"])
+        return triage_id
+
+    return store.read(run)
+
+
+def _decide(batch: pa.RecordBatch, triage_id: str, costs: Costs, remedies: tuple[str, ...]) -> pa.Table:
+    gaps = {remedy: _floats(batch, REMEDIES[remedy]) for remedy in remedies}
+    tried = {remedy: np.zeros(batch.num_rows, bool) for remedy in remedies}
+    lists = batch["tried"]
+    owner = np.repeat(np.arange(batch.num_rows), np.diff(lists.offsets.to_numpy()))
+    names = np.array(lists.flatten().to_pylist(), object)
+    for remedy in remedies:
+        tried[remedy][owner[names == remedy]] = True
+    decided = decide_masks(_floats(batch, "predicted_iou"), gaps, tried, costs)
+    count = batch.num_rows
+    columns: dict[str, Any] = {
+        "triage_id": pa.repeat(pa.scalar(triage_id), count),
+        "mask_id": batch["mask_id"],
+        "image_id": batch["image_id"],
+        "decision": pa.array(np.array(DECISIONS)[decided.decision_N]),
+        "p_good": decided.p_good_N,
+        "cost": decided.cost_N,
+        "gain": decided.gain_N,
+        "decided_at": pa.repeat(pa.scalar(datetime.now(UTC)), count),
+    }
+    return pa.table(columns)
+
+
+def _floats(batch: pa.RecordBatch, name: str) -> np.ndarray:
+    return batch[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
