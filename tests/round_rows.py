@@ -118,7 +118,7 @@ def step(
 
 def whole_round(store: Store, model: str, new: str, *, asked: int, answered: int) -> None:
     """Everything that a round leaves, in its order."""
-    began = datetime.now(UTC)
+    began = datetime.now(UTC) - timedelta(minutes=20)
     mend(store, model)
     decide(store, model, asked=asked)
     answer(store, model, count=answered)
@@ -133,7 +133,12 @@ def whole_round(store: Store, model: str, new: str, *, asked: int, answered: int
         ("promote", new, {"verdict": "promoted"}),
         ("rescore", new, {"images": 3}),
     )
-    store.append("rounds", [step(name, of, numbers, began) for name, of, numbers in steps])
+    rows = [
+        step(name, of, numbers, began + timedelta(minutes=2 * place), seconds=30 + place)
+        for place, (name, of, numbers) in enumerate(steps)
+    ]
+    rows[1]["ended_at"] = datetime.now(UTC)  # triage ended after its decisions
+    store.append("rounds", rows)
 
 
 def _recommit(store: Store, model: str, new: str, *, mended: int) -> None:
@@ -160,6 +165,10 @@ def _recommit(store: Store, model: str, new: str, *, mended: int) -> None:
         image.pop("committed_at")
         image["attempt"] = None
     maps = store.query(f"SELECT * EXCLUDE (model, attempt) FROM maps WHERE model = '{model}'").to_pylist()
+    known = {of["mask_id"]: of for of in maps}
+    for mask in masks:  # what mended a mask lies where that lies
+        if mask["parent_mask_id"] in known:
+            maps.append(known[mask["parent_mask_id"]] | {"mask_id": mask["mask_id"]})
     schemas = [
         pa.schema([f.with_nullable(True) for f in of if f.name not in dropped])
         for of, dropped in (

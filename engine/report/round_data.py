@@ -118,7 +118,8 @@ class RoundData:
         repairs: `repair`, `tried`, `held`, mean `change` of predicted IoU, and `change_held`.
         verdicts: `verdict`, `masks` of the round, `so_far`, mean `iou`, `agreement`.
         people: `answers`, `seconds`, `masks` of the round, the same `_so_far`, `annotators`.
-        gate: `model`, `previous`, `action`, `reason`, `decided_at`, `differences` and `images`; None without a verdict.
+        gate: `model`, `previous`, `action`, `reason`, `decided_at`, `images`, `differences`, and those as `rows`, IoU and
+            boundary IoU beside each other; None without a verdict.
     """
 
     scope: RoundScope
@@ -202,8 +203,14 @@ def _read_gate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     if not rows:
         return None
     numbers = json.loads(rows[0]["numbers"] or "{}")
+    differences = numbers.get("differences", [])
+    beside: dict[tuple[str, int], dict[str, Any]] = {}
+    for of in differences:
+        row = {"task": of["task"], "points": of["points"], "n": of["n"], "miou": None, "mbiou": None}
+        beside.setdefault((of["task"], of["points"]), row)[of["metric"]] = of
     return {
         **rows[0],
-        "differences": numbers.get("differences", []),
+        "differences": differences,
+        "rows": list(beside.values()),
         "images": numbers.get("images", {}),
     }

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from engine.report.round_answers import Calibration, TaughtVersion, measure_calibrations, read_versions
 from engine.report.round_data import RoundData, read_round
@@ -29,19 +29,28 @@ _LABELS = {
 }
 
 
-@dataclass(frozen=True)
-class AcceptError:
-    """How many of the accepted masks are not as good as was asked for, told from a random sample that people judged.
+class AcceptError(Protocol):
+    """How many of the accepted masks are wrong, told from some that were drawn at random and that people judged."""
 
-    Attributes:
-        share, low, high: of the accepted masks, 0..1, with its interval.
-        judged: masks of the sample.
-    """
+    @property
+    def rate(self) -> float | None:
+        """Share of the accepted masks, 0..1; None where nothing drawn was answered."""
 
-    share: float
-    low: float
-    high: float
-    judged: int
+    @property
+    def low(self) -> float | None:
+        """Lower end of its 95 % interval."""
+
+    @property
+    def high(self) -> float | None:
+        """Upper end."""
+
+    @property
+    def n(self) -> int:
+        """Masks that were drawn and answered."""
+
+    @property
+    def drawn(self) -> int:
+        """Masks that were drawn."""
 
 
 @dataclass(frozen=True)
