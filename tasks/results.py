@@ -1,14 +1,19 @@
-"""The end of a run as Prefect artifacts: what was done, and the masks that most want a look."""
+"""The end of a run as Prefect artifacts: what was done, the masks that most want a look, and a round's page."""
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect import task
-from prefect.artifacts import create_table_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
+from tasks.round_report import write_round_report
+
 if TYPE_CHECKING:
+    from engine.report.round_page import AcceptError
     from engine.store import Store
 
 MOST_UNCERTAIN = """
@@ -47,3 +52,25 @@ def publish_results(store: Store, summary: dict[str, Any]) -> None:
             key="pseudolabel-most-uncertain",
             description="The ten most uncertain masks",
         )
+
+
+@task(name="report-round", cache_policy=NO_CACHE, persist_result=False)
+def report_round(
+    store: Store, out: Path, round_id: str | None = None, accept_error: AcceptError | None = None
+) -> Path:
+    """Write a round's page, and an artifact with its figures that says where the page is; see `write_round_report`."""
+    from engine.report.round_page import describe_round, summarise_round
+
+    made = write_round_report(store, out, round_id, accept_error=accept_error)
+    page = out.absolute()
+    rows = [f"| {what} | {_as_markdown(value)} |" for what, value in describe_round(made)]
+    lines = [_as_markdown(summarise_round(made)), "", "| | |", "|---|---|", *rows, ""]
+    # A browser opens no file from a server's page, so the path is there to be copied as well.
+    lines.append(f"The whole page: [{_as_markdown(page.name)}](<{page.as_uri()}>), `{page}`")
+    create_markdown_artifact("\n".join(lines), key="round-report", description="What the round came to")
+    return page
+
+
+def _as_markdown(text: str) -> str:
+    """Text that stays text: names of models and reasons may hold anything."""
+    return re.sub(r"([\\`*_{}\[\]<>()#|~!])", r"\\\1", " ".join(text.split()))

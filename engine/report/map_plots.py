@@ -74,9 +74,32 @@ def draw_mask(
         title: above all three.
         lines: under each of the three.
     """
+    panels = draw_panels(pixels_HW3, mask_HW, map_HW)
+    height = panels[0].height
+    width = _GAP + 3 * (_SIDE + _GAP)
+    page = Image.new("RGB", (width, _HEAD + height + _FOOT + _GAP), _PAPER)
+    pen = ImageDraw.Draw(page)
+    pen.text((_GAP, 9), title, fill=_INK, font=ImageFont.load_default(15))
+    for index, line in enumerate(lines):
+        left = _GAP + index * (_SIDE + _GAP)
+        if index < len(panels):
+            page.paste(panels[index], (left, _HEAD))
+        pen.text((left, _HEAD + height + 8), line, fill=_SECOND, font=ImageFont.load_default(12))
+    return page
+
+
+def draw_panels(
+    pixels_HW3: np.ndarray, mask_HW: np.ndarray, map_HW: np.ndarray | None, *, side: int = _SIDE
+) -> list[Image.Image]:
+    """A mask's surroundings: the image, the mask on it and, where there is a map, that on it; of one size.
+
+    Args:
+        pixels_HW3, mask_HW, map_HW: as for `draw_mask`.
+        side: pixels of the longer side.
+    """
     x0, y0, x1, y1 = _surroundings(mask_HW)
     pixels, mask = pixels_HW3[y0:y1, x0:x1], mask_HW[y0:y1, x0:x1]
-    scale = _SIDE / max(pixels.shape[:2])
+    scale = side / max(pixels.shape[:2])
     size = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
     plain = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     large = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_LINEAR) > 0.5
@@ -95,16 +118,7 @@ def draw_mask(
         mixed = (grey * 0.35 + heat * 0.65).astype(np.uint8)
         cv2.drawContours(mixed, contours, -1, (255, 255, 255), 1, cv2.LINE_AA)
         panels.append(mixed)
-    width = _GAP + 3 * (_SIDE + _GAP)
-    page = Image.new("RGB", (width, _HEAD + size[1] + _FOOT + _GAP), _PAPER)
-    pen = ImageDraw.Draw(page)
-    pen.text((_GAP, 9), title, fill=_INK, font=ImageFont.load_default(15))
-    for index, line in enumerate(lines):
-        left = _GAP + index * (_SIDE + _GAP)
-        if index < len(panels):
-            page.paste(Image.fromarray(panels[index]), (left, _HEAD))
-        pen.text((left, _HEAD + size[1] + 8), line, fill=_SECOND, font=ImageFont.load_default(12))
-    return page
+    return [Image.fromarray(panel) for panel in panels]
 
 
 def _surroundings(mask_HW: np.ndarray) -> tuple[int, int, int, int]:

@@ -1,0 +1,50 @@
+"""The page of a round, written whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from schemas.errors import ConfigError
+
+if TYPE_CHECKING:
+    from engine.report.round_page import AcceptError, RoundReport
+    from engine.store import Store
+
+
+def write_round_report(
+    store: Store,
+    out: Path,
+    round_id: str | None = None,
+    *,
+    accept_error: AcceptError | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> RoundReport:
+    """Write the page of a round: the newest unless one is named, or of the newest model of a store without rounds.
+
+    Args:
+        out: the HTML file.
+        accept_error: what is known of wrong masks among the accepted ones.
+        progress: called with steps done, steps in all and the next one.
+
+    Returns:
+        What the page shows.
+
+    Raises:
+        ConfigError: there is nothing to report, no such round, or `out` cannot be written.
+    """
+    from engine.report.round_page import read_report, render_page
+    from engine.store.whole_file import written_whole
+
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"{out} does not end in .html. Write for example {out}.html.")
+    if not os.access(out.absolute().parent, os.W_OK):
+        raise ConfigError(
+            f"There is no folder {out.absolute().parent} that can be written to. Make it, or name another."
+        )
+    report = read_report(store, round_id, progress)
+    with written_whole(out) as part:
+        part.write_text(render_page(report, accept_error), encoding="utf-8")
+    return report
