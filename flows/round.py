@@ -18,7 +18,7 @@ from flows.review import Media, MediaUrl, Project, QueueAddress, review_pull, re
 from flows.triage import triage
 from schemas.round_settings import RoundSettings
 from tasks.judge_version import judge_version
-from tasks.round_report import publish_round_report
+from tasks.results import report_round
 
 
 class RoundSummary(BaseModel):
@@ -31,7 +31,7 @@ class RoundSummary(BaseModel):
 
 
 @flow(name="round", persist_result=False)
-def round(  # noqa: A001  what the field calls it
+def round(
     pool: Annotated[
         str,
         Field(min_length=1, description="folder, bucket or list of images: any fsspec URL, globs allowed"),
@@ -56,13 +56,13 @@ def round(  # noqa: A001  what the field calls it
         list[Annotated[str, Field(min_length=1)]],
         Field(description="labelled images besides people's answers: COCO files or their folders"),
     ] = [],  # noqa: B006  Prefect shows it
-    least_new: Annotated[int, Field(ge=1, description="masks that have to be answered before it learns")] = 100,
+    least_new: Annotated[
+        int, Field(ge=1, description="masks that have to be answered before it learns")
+    ] = 100,
     longest_wait_h: Annotated[
         float | None, Field(ge=0, description="or hours since the first of them; never if not given")
     ] = None,
-    report: Annotated[
-        str, Field(min_length=1, description="HTML file of the report")
-    ] = "gapmap-report.html",
+    report: Annotated[str, Field(min_length=1, description="HTML file of the report")] = "gapmap-report.html",
     settings: Annotated[RoundSettings | None, Field(description="how each step works")] = None,
     device: Annotated[
         str | None, Field(description="cuda, cuda:N, mps or cpu; best there is if not given")
@@ -133,9 +133,7 @@ def round(  # noqa: A001  what the field calls it
         if not steps["promote"]["promoted"]:
             return {"skipped": "the version was refused"}
         paths = [Path(of) for of in data]
-        refit_version(
-            Path(weights), paths, store, chosen.refiner_steps, chosen.refit_scenes, larger, device
-        )
+        refit_version(Path(weights), paths, store, chosen.refiner_steps, chosen.refit_scenes, larger, device)
         labelled = label()
         return {**labelled, "triage": decide(str(labelled["model"]))}
 
@@ -143,6 +141,6 @@ def round(  # noqa: A001  what the field calls it
     steps["report"] = journal.run(
         "report",
         new if steps["promote"]["promoted"] else model,
-        lambda: publish_round_report(target, Path(report), journal.round_id, model, chosen.triage.good_iou),
+        lambda: {"page": str(report_round(target, Path(report), journal.round_id, chosen.triage.good_iou))},
     )
     return RoundSummary(round_id=journal.round_id, model=model, steps=steps)

@@ -26,11 +26,17 @@ def judge_version(
     Where nothing can be kept out to judge on, it is not promoted.
     """
     from engine.judging import judge_version as judge
+    from engine.promotion import find_current
     from schemas.errors import ConfigError
+
+    if find_current(store, name).source == weights:  # a run that was killed had come so far
+        return {"promoted": True, "reason": "it is in use"}
 
     with concurrency(DEVICE_LIMIT, occupy=1, strict=False):
         try:
-            verdict = judge(store, weights, data, name=name, images=images, device=device, progress=tell_steps)
+            verdict = judge(
+                store, weights, data, name=name, images=images, device=device, progress=tell_steps
+            )
         except ConfigError as error:
             get_run_logger().warning("not promoted: %s", error)
             return {"promoted": False, "reason": str(error)}

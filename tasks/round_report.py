@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from schemas.errors import ConfigError
+from schemas.settings import TriageSettings
 
 if TYPE_CHECKING:
-    from engine.report.round_page import AcceptError, RoundReport
+    from engine.report.round_page import RoundReport
     from engine.store import Store
 
 
@@ -19,14 +20,14 @@ def write_round_report(
     out: Path,
     round_id: str | None = None,
     *,
-    accept_error: AcceptError | None = None,
+    good_iou: float = TriageSettings().good_iou,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> RoundReport:
     """Write the page of a round: the newest unless one is named, or of the newest model of a store without rounds.
 
     Args:
         out: the HTML file.
-        accept_error: what is known of wrong masks among the accepted ones.
+        good_iou: IoU with people's from which an accepted mask is not wrong.
         progress: called with steps done, steps in all and the next one.
 
     Returns:
@@ -37,6 +38,7 @@ def write_round_report(
     """
     from engine.report.round_page import read_report, render_page
     from engine.store.whole_file import written_whole
+    from engine.triage.accept_error import estimate_accept_error
 
     if out.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"{out} does not end in .html. Write for example {out}.html.")
@@ -45,6 +47,7 @@ def write_round_report(
             f"There is no folder {out.absolute().parent} that can be written to. Make it, or name another."
         )
     report = read_report(store, round_id, progress)
+    accept_error = estimate_accept_error(store, report.data.scope.model, good_iou)
     with written_whole(out) as part:
         part.write_text(render_page(report, accept_error), encoding="utf-8")
     return report
