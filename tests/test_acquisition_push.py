@@ -225,3 +225,14 @@ def test_what_looks_like_a_mask_that_was_asked_about_is_not_asked_about(store: S
     settings = AcquisitionSettings(random_share=0, duplicate_similarity=0.8)
     chosen = [free.candidates.image_ids[i] for i, _ in select_masks(free.candidates, 8, settings, asked)]
     assert set(chosen) == {rows[-1]["image_id"]}
+
+
+@pytest.mark.parametrize(("option", "value"), [("--strategy", "corset"), ("--random-share", "2")])
+def test_a_mistyped_choice_is_told_before_anything_is_done(
+    tmp_path: Path, option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flows.cli import main
+
+    with pytest.raises(SystemExit):
+        main(["push", "--store", str(tmp_path), option, value])
+    assert f"gapmap: {option}: " in capsys.readouterr().err
