@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -115,11 +116,12 @@ def test_a_queue_tells_how_many_accepted_masks_are_wrong(
 
 def test_the_interval_covers_the_truth_in_95_of_100_draws() -> None:
     rng = np.random.default_rng(0)
+    bound = functools.cache(bound_share)
     for truth, n in ((0.02, 100), (0.1, 60), (0.3, 200)):
         wrong = np.arange(5000) < truth * 5000
         hits = []
         for _ in range(1000):
-            low, high = bound_share(int(rng.choice(wrong, n, replace=False).sum()), n)
+            low, high = bound(int(rng.choice(wrong, n, replace=False).sum()), n)
             hits.append(low <= wrong.mean() <= high)
         assert 0.94 <= np.mean(hits) <= 1.0
 
@@ -225,3 +227,14 @@ def test_what_looks_like_a_mask_that_was_asked_about_is_not_asked_about(store: S
     settings = AcquisitionSettings(random_share=0, duplicate_similarity=0.8)
     chosen = [free.candidates.image_ids[i] for i, _ in select_masks(free.candidates, 8, settings, asked)]
     assert set(chosen) == {rows[-1]["image_id"]}
+
+
+@pytest.mark.parametrize(("option", "value"), [("--strategy", "corset"), ("--random-share", "2")])
+def test_a_mistyped_choice_is_told_before_anything_is_done(
+    tmp_path: Path, option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flows.cli import main
+
+    with pytest.raises(SystemExit):
+        main(["push", "--store", str(tmp_path), option, value])
+    assert f"gapmap: {option}: " in capsys.readouterr().err

@@ -73,7 +73,8 @@ def test_push_answer_pull_with_a_folder(store: Store, tmp_path: Path) -> None:
     assert pulled.returncode == 0, pulled.stderr
     assert "1 new or changed answers" in pulled.stdout
     assert "correct" in pulled.stdout
-    again = gapmap("push", "--store", tmp_path / "masks", "--queue", queue, "--budget", 6)
+    choice = ("--strategy", "entropy", "--random-share", 0.5, "--per-image", 2, "--seed", 3)
+    again = gapmap("push", "--store", tmp_path / "masks", "--queue", queue, "--budget", 6, *choice)
     answered = len(task["predictions"][0]["result"])
     assert f"{answered} masks of" in again.stdout, "people get new ones for those that they answered"
 
