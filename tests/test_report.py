@@ -299,3 +299,17 @@ def test_a_map_is_drawn_where_it_is(tmp_path: Path) -> None:
     assert len({len(first.panels), 3}) == 1
     assert first.panels[1] != first.panels[2]
     assert MapCrop.from_row(first.row) is not None
+
+
+def test_a_run_tells_of_the_page_in_an_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tasks import results
+
+    store, page, made = label(tmp_path, ["a.png"]), tmp_path / "page.html", []
+    teach(store, MODEL, "nano@<b>|x|</b>")
+    monkeypatch.setattr(results, "create_markdown_artifact", lambda text, **about: made.append((text, about)))
+    assert results.report_round.fn(store, page) == page
+    [(text, about)] = made
+    assert about["key"] == "round-report"
+    assert f"| model | {MODEL} |" in text
+    assert r"nano@\<b\>\|x\|\</b\>" in text, "words of others stay words in Markdown, too"
+    assert f"(<{page.as_uri()}>), `{page}`" in text
