@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from engine.generate.defaults import complete_settings
 from engine.generate.generator import generate_masks
-from engine.generate.tables import map_table, mask_table
+from engine.generate.tables import embedding_table, map_table, mask_table
 from engine.models.segmenter import Segmenter
 from engine.uncertainty.heads import HeadSet
 from engine.uncertainty.maps import Refiner
@@ -49,7 +49,8 @@ class MaskMaker:
         self._generate = complete_settings(generate, segmenter)
         self._heads, self._refiner = heads, refiner
         # Other heads make other scores and other refiners other maps: with new ones, images are labelled anew.
-        settings = json.loads(self._generate.canonical())
+        # What was labelled before there were embeddings counts as labelled otherwise, so that it gets them, too.
+        settings = {**json.loads(self._generate.canonical()), "embeddings": "mean"}
         if heads:
             settings["heads"] = heads.version
         if refiner:
@@ -57,7 +58,7 @@ class MaskMaker:
         self.settings = json.dumps(settings, sort_keys=True)
 
     def make(self, images: Sequence[tuple[str, np.ndarray]]) -> list[dict[str, pa.Table]]:
-        """Rows of each image by table: `masks`, and `maps` where there is a refiner.
+        """Rows of each image by table: `masks`, `embeddings`, and `maps` where there is a refiner.
 
         Args:
             images: image_id and uint8 HW3 RGB of each; embedded together.
@@ -87,6 +88,7 @@ class MaskMaker:
         rows = []
         for (image_id, _), masks in zip(images, made, strict=True):
             tables = {"masks": mask_table(masks, image_id, self.model_id, heads=heads, map_source=source)}
+            tables["embeddings"] = embedding_table(masks, image_id, self.model_id)
             if source:
                 tables["maps"] = map_table(masks, image_id, self.model_id, source)
             rows.append(tables)

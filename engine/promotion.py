@@ -9,6 +9,7 @@ from typing import Any
 
 from engine.evaluate.gate import Verdict, compare_models
 from engine.learn.data import LabelledImage
+from engine.models.loading import load_segmenter
 from engine.models.registry import MODELS, entry_of
 from engine.models.segmenter import Segmenter
 from engine.store import Store
@@ -45,6 +46,28 @@ def find_current(store: Store, name: str) -> ModelInUse:
 def resolve_model(store: Store, asked: str) -> str:
     """What to load for a model that was asked for: `current:NAME` becomes the weights in use, all else stays."""
     return find_current(store, asked.removeprefix(CURRENT)).source if asked.startswith(CURRENT) else asked
+
+
+def load_labeller(store: Store, model: str, device: str | None = None) -> Segmenter:
+    """The model that made masks of a store, from where its weights were.
+
+    Args:
+        model: name@version.
+
+    Raises:
+        ConfigError: the store does not know it, or other weights are there now.
+    """
+    rows = store.read(lambda snapshot: snapshot.rows("FROM models WHERE model = $model", {"model": model}))
+    if not rows:
+        raise ConfigError(f"{store.files.label} does not say where the weights of {model} are.")
+    name, source = rows[0]["name"], rows[0]["source"]
+    own = name in MODELS and source in (MODELS[name].url, f"weights/{MODELS[name].path.name}")
+    segmenter = load_segmenter(name if own else source, device=device)
+    if segmenter.model_id != model:
+        raise ConfigError(
+            f"The weights at {source} are those of {segmenter.model_id} now, not of {model}, which labelled. Label the pool again."
+        )
+    return segmenter
 
 
 def promote_model(

@@ -20,6 +20,7 @@ from flows.report_command import report
 from flows.review_commands import listen, pull, push
 from flows.review_server_command import review_server
 from flows.store_commands import compact, export, query, sheet
+from flows.triage_command import triage
 from schemas.errors import GapmapError
 
 app = typer.Typer(
@@ -30,7 +31,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-_COMMANDS = (label, query, export, compact, sheet, show, report, push, pull, listen, review_server)
+_COMMANDS = (label, triage, query, export, compact, sheet, show, report, push, pull, listen, review_server)
 for _command in (*_COMMANDS, fit_heads, fit_refiner, finetune):
     app.command()(_command)
 evaluate.command(name="maps")(evaluate_maps)

@@ -50,6 +50,10 @@ def finetune(
         bool, Field(description="fit a refiner and heads to the new version, from the same labels")
     ] = True,
     refiner_steps: Annotated[int, Field(ge=1, description="updates of the new version's refiner")] = 300,
+    refit_scenes: Annotated[
+        int,
+        Field(ge=0, description="procedural scenes that refiner and heads are fitted to beside the labels"),
+    ] = 100,
     larger: Annotated[
         str | None,
         Field(description="the model that uncertain work goes to, for the heads; none: no model_gap"),
@@ -61,6 +65,10 @@ def finetune(
         int,
         Field(ge=0, description="do nothing unless so many masks were answered since the last fine-tuning"),
     ] = 0,
+    longest_wait_h: Annotated[
+        float | None,
+        Field(ge=0, description="or the oldest of these answers is so old, hours; never if not given"),
+    ] = None,
 ) -> FinetuneSummary | State:
     """Fine-tune a model on people's masks without forgetting what it knew.
 
@@ -69,8 +77,7 @@ def finetune(
     """
     import json
 
-    from engine.learn.answers import ANSWERS, count_new_answers, read_answers
-    from engine.learn.data import read_sets
+    from engine.learn.answers import read_every_set, why_wait
     from engine.models.allocator import keep_freed_memory
     from engine.models.loading import load_segmenter
     from engine.pool import check_address
@@ -86,15 +93,10 @@ def finetune(
     target = Store(store) if store is not None else None
     if target is not None:
         target.check_exists()
-    if target is not None and least_new and (new := count_new_answers(target)) < least_new:
-        return Completed(
-            name="Skipped",
-            message=f"{new} masks were answered since the last fine-tuning, {least_new} are to be.",
-        )
+    if target is not None and least_new and (why := why_wait(target, least_new, longest_wait_h)):
+        return Completed(name="Skipped", message=why)
     segmenter = load_segmenter(resolve_model(target, model) if target else model, device=device)
-    sets = read_sets([Path(path) for path in data])
-    if target is not None and (answers := read_answers(target)):
-        sets[ANSWERS] = answers
+    sets = read_every_set([Path(path) for path in data], target)
     if not sets:
         raise ConfigError(
             "There is nothing to learn from: no labelled images are given, and the store has no answers."
@@ -110,19 +112,26 @@ def finetune(
         held_out_iou=(metrics["history"][0]["iou"], best["iou"]),
     )
     log.info("%s from %s: %s", summary.model, summary.parent, summary.weights)
-    if refit and not data:
-        log.warning("The refiner and the heads are not refitted: they learn from labelled sets (data) only.")
-    elif refit:
-        _refit(made.path, [Path(path) for path in data], refiner_steps, larger, device)
+    if refit:
+        refit_version(
+            made.path, [Path(path) for path in data], store, refiner_steps, refit_scenes, larger, device
+        )
     return summary
 
 
-def _refit(
-    weights: Path, data: list[Path], refiner_steps: int, larger: str | None, device: str | None
+def refit_version(
+    weights: Path,
+    data: list[Path],
+    store: str | None,
+    refiner_steps: int,
+    scenes: int,
+    larger: str | None,
+    device: str | None,
 ) -> None:
-    """A refiner and heads of the new version, beside its weights."""
+    """A refiner and heads of a new version, beside its weights: its tokens mean something else than its parent's."""
     from flows.head_commands import fit_heads
     from flows.refiner_command import fit_refiner
 
-    fit_refiner(str(weights), data, steps=refiner_steps, device=device)
-    fit_heads(str(weights), larger, data, tokens=str(weights.parent / "tokens"), device=device)
+    fit_refiner(str(weights), data, store, scenes, steps=refiner_steps, device=device)
+    tokens = str(weights.parent / "tokens")
+    fit_heads(str(weights), larger, data, store, scenes, tokens=tokens, device=device)

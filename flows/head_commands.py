@@ -19,6 +19,9 @@ DataOption = Annotated[
         show_default=False,
     ),
 ]
+AnswersOption = Annotated[
+    str | None, typer.Option(help="Store whose answers of people are a labelled set, too. Default: none.")
+]
 TokensOption = Annotated[
     str,
     typer.Option(
@@ -46,6 +49,7 @@ def fit_heads(
         typer.Option(help="The model that uncertain work goes to. Default: none, and no model_gap."),
     ] = None,
     data: DataOption = None,
+    store: AnswersOption = None,
     scenes: Annotated[int, typer.Option(min=0, help="Procedural scenes to fit to, besides.")] = 0,
     evaluate_on: Annotated[
         list[Path] | None,
@@ -89,6 +93,7 @@ def fit_heads(
     from engine.evaluate.automatic_masks import judge_automatic
     from engine.evaluate.head_card import render_head_card
     from engine.evaluate.uncertainty import evaluate_uncertainty
+    from engine.learn.answers import read_every_set
     from engine.learn.data import (
         learnable_images,
         leave_out_groups,
@@ -108,11 +113,11 @@ def fit_heads(
     from flows.console import steps_progress
     from schemas.errors import ConfigError, nearest_name
 
-    if not data and not scenes:
+    labelled = read_every_set(data or [], Store(store) if store else None)
+    if not labelled and not scenes:
         raise ConfigError(
-            "There is nothing to fit to. Give labelled images (--data FOLDER), --scenes 500, or both."
+            "There is nothing to fit to. Give labelled images (--data FOLDER), a --store with answers, or --scenes 500."
         )
-    labelled = read_sets(data or [])
     others = read_sets(evaluate_on or [])
     learnt = {name: learnable_images(images) for name, images in labelled.items()}
     for name in others:
@@ -143,15 +148,15 @@ def fit_heads(
     second = load_segmenter(larger, device=device) if larger else None
     maker = TargetMaker(segmenter, second, objects=objects, automatic=automatic)
     fitted_to = {digest for images in learnt.values() for digest in _digests(images)}
-    judged = {name: kept for name, images in others.items() if (kept := leave_out_groups(images, fitted_to))}
+    judged = {name: left for name, images in others.items() if (left := leave_out_groups(images, fitted_to))}
     judged = {name: spread_evenly(images, _JUDGED_IMAGES) for name, images in judged.items()}
     for name, images in labelled.items():
         judged |= split_unknown(name, leave_out_groups(images, _digests(learnt[name])))
-    store = Store(tokens)
+    kept = Store(tokens)
     with steps_progress("asking the models") as progress:
-        collect_tokens(store, _merge(learnt, judged), segmenter, maker, progress)
+        collect_tokens(kept, _merge(learnt, judged), segmenter, maker, progress)
     samples = {
-        name: collect_tokens(store, {name: images}, segmenter, maker) for name, images in learnt.items()
+        name: collect_tokens(kept, {name: images}, segmenter, maker) for name, images in learnt.items()
     }
     with steps_progress("fitting") as progress:
         fitted = fit(
@@ -166,7 +171,7 @@ def fit_heads(
     heads = write_heads(fitted.heads, path, {"fitted": json.dumps(digests)})
     figures = {}
     for name, images in judged.items():
-        unseen = collect_tokens(store, {name: images}, segmenter, maker)
+        unseen = collect_tokens(kept, {name: images}, segmenter, maker)
         on_cpu = heads.to(torch.device("cpu"))
         figures[name] = evaluate_uncertainty([(unseen, on_cpu)] * _SEEDS)
         if unseen.automatic_N.any():

@@ -56,43 +56,25 @@ def promote(
 
     Example: gapmap models promote models/0f3a9c01b2c3/sam-nano.safetensors --store masks/ --data labelled/
     """
-    from engine.evaluate.interactive import choose_images
-    from engine.learn.answers import ANSWERS, read_answers
-    from engine.learn.data import read_sets, split_groups
+    from engine.judging import judge_version
     from engine.models.allocator import keep_freed_memory
-    from engine.models.loading import load_segmenter
-    from engine.promotion import find_current, promote_model
     from engine.store import Store
     from flows.console import steps_progress
-    from schemas.errors import ConfigError
 
     opened = Store(store)
     opened.check_exists()
-    sets = read_sets(data or [])
-    if answers := read_answers(opened):
-        sets[ANSWERS] = answers
-    if not sets:
-        raise ConfigError("There is nothing to judge on. Give labelled images: --data FOLDER")
-    held = {set_name: split_groups(of)[1] for set_name, of in sets.items()}
-    held = {set_name: of for set_name, of in held.items() if of}
-    if not held:
-        raise ConfigError(
-            "The sets have too few groups of images to keep any out. Give sets of three groups or more."
-        )
     keep_freed_memory()
     address = version if "://" in version or not Path(version).exists() else str(Path(version).absolute())
-    new = load_segmenter(address, device=device)
-    present = load_segmenter(find_current(opened, name or new.name).source, device=device)
-    with steps_progress(f"{new.model_id} against {present.model_id}") as progress:
-        verdict = promote_model(
+    with steps_progress("new against present") as progress:
+        verdict = judge_version(
             opened,
-            new,
-            present,
-            choose_images(held, images, masks),
-            name=name or new.name,
-            progress=lambda model, done, total: progress(
-                done + total * (model == present.model_id), 2 * total
-            ),
+            address,
+            data or [],
+            name=name,
+            images=images,
+            masks=masks,
+            device=device,
+            progress=lambda done, total: progress(done, total),
         )
     typer.echo(f"{'promoted' if verdict.passed else 'refused'}: {verdict.reason}")
     if not verdict.passed:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.head_commands import DataOption
+from flows.head_commands import AnswersOption, DataOption
 
 _SCENE_SIZE = 384
 
@@ -15,6 +15,7 @@ _SCENE_SIZE = 384
 def fit_refiner(
     model: Annotated[str, typer.Option(help="Registry name, or path or URL of a checkpoint.")] = "sam-nano",
     data: DataOption = None,
+    store: AnswersOption = None,
     scenes: Annotated[int, typer.Option(min=0, help="Procedural scenes to fit to, besides.")] = 0,
     out: Annotated[
         Path | None,
@@ -39,20 +40,23 @@ def fit_refiner(
 
     Example: gapmap fit-refiner --model sam-nano --data labelled/ --scenes 300
     """
-    from engine.learn.data import learnable_images, make_head_scenes, read_sets
+    from engine.learn.answers import read_every_set
+    from engine.learn.data import learnable_images, make_head_scenes
     from engine.learn.refiner_fitting import RefinerSettings
     from engine.learn.refiner_fitting import fit_refiner as fit
     from engine.models.allocator import keep_freed_memory
     from engine.models.loading import load_segmenter
+    from engine.store import Store
     from engine.uncertainty.refiner_files import refiner_path, write_refiner
     from flows.console import steps_progress
     from schemas.errors import ConfigError
 
-    if not data and not scenes:
+    sets = read_every_set(data or [], Store(store) if store else None)
+    if not sets and not scenes:
         raise ConfigError(
-            "There is nothing to fit to. Give labelled images (--data FOLDER), --scenes 300, or both."
+            "There is nothing to fit to. Give labelled images (--data FOLDER), a --store with answers, or --scenes 300."
         )
-    learnt = {name: learnable_images(of) for name, of in read_sets(data or []).items()}
+    learnt = {name: learnable_images(of) for name, of in sets.items()}
     for name, of in learnt.items():
         if not of:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""The flows around people: send them the most uncertain masks, fetch what they answered."""
+"""The flows around people: send them masks, fetch what they answered."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from prefect import flow
 from pydantic import BaseModel, Field
 
+from schemas.settings import AcquisitionSettings
 from tasks.progress import tell_steps
 from tasks.review_queue import find_token, pull, push
 
@@ -70,10 +71,14 @@ def review_push(
     media: Media = None,
     media_url: MediaUrl = None,
     annotators: Annotated[int, Field(ge=1, description="answers to each task")] = 1,
+    acquisition: Annotated[
+        AcquisitionSettings | None,
+        Field(description="which masks are chosen; the most uncertain ones if not given"),
+    ] = None,
 ) -> PushSummary:
-    """Fill the queue with the most uncertain masks; killed or run again, nothing is asked twice."""
+    """Fill the queue with the masks that are worth it; killed or run again, nothing is asked twice."""
     target, asked = _open(store, queue, project, media, media_url, annotators)
-    report = push(target, asked, budget, model, tell_steps)
+    report = push(target, asked, budget, acquisition or AcquisitionSettings(), model, tell_steps)
     return PushSummary(**vars(report), address=asked.address)
 
 

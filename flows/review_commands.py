@@ -40,6 +40,22 @@ def push(
             min=1, help="Masks that wait for people afterwards, at most; those that wait already count."
         ),
     ] = 100,
+    strategy: Annotated[
+        str,
+        typer.Option(
+            help="Who is asked about: uncertainty, entropy, map, coreset (what covers the rest best), badge (uncertain and "
+            "spread) or random."
+        ),
+    ] = "uncertainty",
+    random_share: Annotated[
+        float,
+        typer.Option(help="Share drawn from the accepted masks, each as likely: tells how many are wrong."),
+    ] = 0.1,
+    per_image: Annotated[int, typer.Option(help="Masks of one image in one push, at most.")] = 30,
+    per_stratum: Annotated[
+        float, typer.Option(help="Share of one push from one folder of images, at most.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of all draws: the same seed and store give the same masks.")] = 0,
     project: ProjectOption = "gapmap",
     model: Annotated[
         str | None,
@@ -49,24 +65,32 @@ def push(
     media: MediaOption = None,
     media_url: MediaUrlOption = None,
 ) -> None:
-    """Send the masks that the model is most unsure of to people.
+    """Send masks that are worth it to people: those that the model is most unsure of, or another strategy's.
 
-    One task an image with at most thirty masks, the most uncertain ones first; beside the image the map of where the model
+    One task an image with at most thirty masks, the most uncertain first; beside the image the map of where the model
     is unsure, and why people are asked. Run it again whenever you like: what is there is not sent twice, and tasks that
     nobody has answered show the masks of a newer model.
 
     Example: gapmap push --store masks/ --queue review/ --budget 200
     """
     from flows.console import steps_progress
+    from schemas.settings import AcquisitionSettings
     from tasks.progress import hearing_steps
 
+    acquisition = AcquisitionSettings(
+        strategy=strategy,  # checked here
+        random_share=random_share,
+        per_image=per_image,
+        per_stratum=per_stratum,
+        seed=seed,
+    )
     quiet_prefect()
     tether_server()
     with steps_progress("sending") as bar, hearing_steps(bar):
         from flows.review import review_push
 
         summary = review_push(
-            absolute_address(store), queue, budget, project, model, media, media_url, annotators
+            absolute_address(store), queue, budget, project, model, media, media_url, annotators, acquisition
         )
     for name, why in summary.left_out:
         typer.secho(f"left out: {name}: {why}", fg="yellow", err=True)

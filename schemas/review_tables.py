@@ -22,7 +22,8 @@ REVIEWS = pa.schema(
         documented(
             "chosen_by",
             pa.list_(pa.string()),
-            "of each of them, the strategy that chose it; random = drawn from the accepted ones, each as likely",
+            "of each of them, the strategy that chose it; random = drawn from the accepted ones, each as likely; random of all "
+            "= so drawn where nothing was triaged; random strategy = drawn from those that are for people",
             nullable=True,
         ),
         documented(

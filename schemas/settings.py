@@ -51,6 +51,36 @@ class GenerateSettings(_Settings):
         return json.dumps(self.model_dump(), sort_keys=True)
 
 
+Strategy = Literal["uncertainty", "entropy", "map", "coreset", "badge", "random"]
+
+
+class AcquisitionSettings(_Settings):
+    """Which masks people are asked about."""
+
+    strategy: Strategy = Field(
+        "uncertainty",
+        description="the most of uncertainty (1 - predicted IoU), of the mask's entropy or of its map's mean; coreset = what covers "
+        "the rest best, badge = uncertain and spread (both among the most uncertain); or random",
+    )
+    random_share: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="of all masks asked about, the share drawn from the accepted ones, each as likely: it tells how many are wrong",
+    )
+    per_image: int = Field(30, ge=1, description="masks of one image in one push, at most")
+    per_stratum: float = Field(
+        1.0, gt=0, le=1, description="share of one push from one stratum (folder of images), at most"
+    )
+    duplicate_similarity: float = Field(
+        0.998,
+        gt=0,
+        le=1,
+        description="cosine of two masks' embeddings from which one of them is not asked about; 1 = only equal ones",
+    )
+    seed: int = Field(0, description="of all draws; the same seed and store give the same masks")
+
+
 class PoolSettings(_Settings):
     """Which files are images, and how large one may be."""
 
@@ -70,7 +100,7 @@ class TriageSettings(_Settings):
     """What is worth doing with a mask, in seconds of a person's time: where triage begins, until answers say better."""
 
     good_iou: float = Field(
-        0.75, gt=0, lt=1, description="IoU with what a person would draw from which a mask is good"
+        0.7, gt=0, lt=1, description="IoU with what a person would draw from which a mask is good"
     )
     error_s: float = Field(
         30.0, gt=0, description="what a mask costs that is accepted and not good, seconds of a person"

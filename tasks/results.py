@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 MOST_UNCERTAIN = """
     WITH top AS (
-        SELECT * FROM masks WHERE model = '{model}' ORDER BY uncertainty DESC, mask_id LIMIT {count}
+        SELECT * FROM masks WHERE model = '{model}' AND replaced_by IS NULL ORDER BY uncertainty DESC, mask_id LIMIT {count}
     )
     SELECT mask_id, (SELECT min(i.uri) FROM images i WHERE i.image_id = top.image_id AND i.model = '{model}') AS uri,
            uncertainty, model_gap, prompt_gap, task_gap, sam_score, stability, area, x0, y0, x1, y1

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from engine.review.push import PushReport
     from engine.review.queue import ReviewQueue
     from engine.store import Store
+    from schemas.settings import AcquisitionSettings
 
 ANSWERED = "gapmap.labels.returned"
 """The event that tells of new answers."""
@@ -48,13 +49,14 @@ def push(
     store: Store,
     queue: ReviewQueue,
     budget: int,
+    acquisition: AcquisitionSettings,
     model: str | None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PushReport:
     """See `engine.review.push.push_masks`."""
     from engine.review.push import push_masks
 
-    report = push_masks(store, queue, budget, model=model, progress=progress)
+    report = push_masks(store, queue, budget, acquisition=acquisition, model=model, progress=progress)
     log = get_run_logger()
     log.info(
         "%d masks in %d items sent, %d wait, %d items renewed",

@@ -20,12 +20,12 @@ _IMAGES = """
     SELECT i.image_id, min(i.uri) AS uri, arg_min(i.fingerprint, i.uri) AS fingerprint,
            any_value(i.n_masks) AS n_masks, max(m.uncertainty) AS uncertainty
     FROM images i JOIN masks m USING (image_id, model)
-    WHERE i.model = '{model}'
+    WHERE i.model = '{model}' AND m.replaced_by IS NULL
     GROUP BY i.image_id ORDER BY uncertainty DESC, i.image_id LIMIT {count}
 """
 _MASKS = """
     SELECT rle, height, width, uncertainty FROM masks
-    WHERE model = '{model}' AND image_id = '{image_id}' ORDER BY area DESC, mask_id
+    WHERE model = '{model}' AND image_id = '{image_id}' AND replaced_by IS NULL ORDER BY area DESC, mask_id
 """
 
 

@@ -21,7 +21,7 @@ import pytest
 from label_studio import LabelStudio, free_port
 from review_sides import FolderSide, ServerSide, label_pool, write_pool
 
-from engine.learn.answers import count_new_answers, read_answers
+from engine.learn.answers import read_answers, why_wait
 from engine.learn.data import learnable_images, split_groups
 from engine.learn.training_images import human_images
 from engine.review.connection import Connection
@@ -124,7 +124,9 @@ def test_answers_become_labels_to_learn_from(store: Store, tmp_path: Path) -> No
     assert len(images) == 7, "a skipped one teaches nothing"
     assert {len(image.masks) for image in images} == {3}, "nothing is learnt from what is no object"
     assert sorted(mask.task for mask in images[0].masks) == ["part", "unspecified", "unspecified"]
-    assert count_new_answers(store) == 28
+    assert why_wait(store, 29).startswith("28 masks were answered")
+    assert not why_wait(store, 28)
+    assert not why_wait(store, 29, longest_wait_h=0)
     learnt, kept_out = split_groups(images)
     assert {image.name for image in kept_out} == {
         image.name for image in images if int(image.name[:8], 16) % 5 == 0

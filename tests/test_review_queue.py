@@ -24,6 +24,7 @@ from engine.review.pull import pull_answers
 from engine.review.push import push_masks
 from engine.store import Store
 from schemas.errors import ConfigError
+from schemas.settings import AcquisitionSettings
 
 
 @pytest.fixture(params=["folder", pytest.param("label-studio", marks=pytest.mark.slow)])
@@ -112,7 +113,7 @@ def test_a_budget_of_masks_is_sent_most_uncertain_first_and_only_once(
 
 def test_a_crowded_image_becomes_several_tasks(side: Side, store: Store, tmp_path: Path) -> None:
     label_pool(store, write_pool(tmp_path / "crowd", 1, (200, 260)), masks=35)
-    push_masks(store, side.queue, 100)
+    push_masks(store, side.queue, 100, acquisition=AcquisitionSettings(per_image=40))
     counts = [len(task["predictions"][0]["result"]) for task in side.tasks()]
     assert sorted(counts) == [5, 30]
 

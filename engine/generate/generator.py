@@ -9,6 +9,7 @@ enlarged that a filter drops, nor where enlarging cannot change anything.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 
@@ -16,8 +17,9 @@ import numpy as np
 import torch
 
 from engine.generate.defaults import complete_settings
+from engine.generate.drawing import Drawn, draw_view
 from engine.generate.enlarge import Enlargement
-from engine.generate.filters import Drawn, Outputs, draw_view, filter_outputs, suppress
+from engine.generate.filters import Outputs, filter_outputs, suppress
 from engine.generate.records import ImageMasks, Mapper, Scorer
 from engine.generate.seams import merge_tiles
 from engine.generate.views import Box, View, plan_views
@@ -77,9 +79,10 @@ def generate_masks(
         height, width = images[index].shape[:2]
         tiles = []
         for tile, of_tile in groupby(of_image, key=lambda pair: pair[0].tile):
-            masks = _finish_tile(tile, [found for _, found in of_tile], settings)
+            masks = _finish_tile(tile, [drawn for _, drawn in of_tile], settings)
             rles = encode_crops(masks.pixels, masks.rows_N["box"][:, :2], height, width)
-            tiles.append((tile, ImageMasks(height, width, masks.rows_N, rles, masks.maps)))
+            found = ImageMasks(height, width, masks.rows_N, rles, masks.maps, masks.embedding_NC)
+            tiles.append((tile, found))
         results.append(tiles[0][1] if len(tiles) == 1 else merge_tiles(tiles, settings.crop_nms_thresh))
         if on_progress is not None:
             on_progress(len(results))
@@ -116,7 +119,11 @@ def _draw_views(
                 for _, part in outputs
             ]
             map_view = partial(mapper.map_masks, embedding, index) if mapper else None
-            yield view, draw_view(segmenter, enlargement, view, parts, settings, scorer, map_view)
+            features_Cee = embedding.features_BCHW[index]
+            yield (
+                view,
+                draw_view(segmenter, enlargement, view, features_Cee, parts, settings, scorer, map_view),
+            )
 
 
 def _decode_views(
@@ -184,4 +191,4 @@ def _mend_regions(tile: Box, masks: Drawn, settings: GenerateSettings) -> Drawn:
             rows_N["area"][i] = pixels[i].sum()
             unchanged_N[i] = 0
     threshold = max(settings.box_nms_thresh, settings.crop_nms_thresh)
-    return Drawn(rows_N, pixels, masks.maps).pick(suppress(rows_N, unchanged_N, threshold))
+    return replace(masks, rows_N=rows_N, pixels=pixels).pick(suppress(rows_N, unchanged_N, threshold))

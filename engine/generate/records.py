@@ -90,6 +90,8 @@ class ImageMasks:
         rows_N: array of `MASK_ROW`.
         rles: COCO compressed counts of each mask for `height` x `width`.
         maps: uncertainty around each mask, frames in image pixels; None where nobody drew any.
+        embedding_NC: image features averaged over each mask, int8 (see `engine.generate.pooling`); of one that was joined
+            from several tiles its largest part's; None for masks that no model made.
     """
 
     height: int
@@ -97,6 +99,7 @@ class ImageMasks:
     rows_N: np.ndarray
     rles: list[str]
     maps: list[MapCrop] | None = None
+    embedding_NC: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.rles)

@@ -46,11 +46,12 @@ def merge_tiles(tiles: Sequence[tuple[Box, ImageMasks]], iou_threshold: float) -
     for i, j in _find_links(rows_N, rles, tile_N, boxes_T4, cut_N, height, width):
         groups.unite(i, j)
     maps = [crop for _, masks in tiles for crop in masks.maps or ()]
-    rows, texts, crops = [], [], []
+    rows, texts, crops, largest = [], [], [], []
     for members in groups.members():
         row, rle, parts = _settle(members, rows_N, rles, cut_N, height, width)
         rows.append(row)
         texts.append(rle)
+        largest.append(max(parts, key=lambda i: rows_N["area"][i]))
         if maps:
             crops.append(join_crops([maps[i] for i in parts]))
     merged_N = np.array(rows, rows_N.dtype) if rows else rows_N
@@ -63,7 +64,14 @@ def merge_tiles(tiles: Sequence[tuple[Box, ImageMasks]], iou_threshold: float) -
         merged_N[kept_N],
         [texts[i] for i in kept],
         [crops[i] for i in kept] if mapped else None,
+        _join_embeddings([masks for _, masks in tiles], [largest[i] for i in kept]),
     )
+
+
+def _join_embeddings(tiles: Sequence[ImageMasks], places: Sequence[int]) -> np.ndarray | None:
+    """Embeddings of the masks at these places among those of all tiles; None where a tile has none."""
+    parts = [masks.embedding_NC for masks in tiles if masks.embedding_NC is not None]
+    return np.concatenate(parts)[list(places)] if len(parts) == len(tiles) else None
 
 
 class _Groups:

@@ -1,4 +1,4 @@
-"""Masks of an image as rows of the tables `masks` and `maps`."""
+"""Masks of an image as rows of the tables `masks`, `maps` and `embeddings`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.generate.records import MAP_STATISTICS, SCORES, ImageMasks
-from schemas.tables import MAPS, MASKS, MENDED
+from schemas.tables import EMBEDDINGS, MAPS, MASKS, MENDED
 
 
 def mask_id(
@@ -93,6 +93,19 @@ def map_table(masks: ImageMasks, image_id: str, model: str, source: str) -> pa.T
         "map_source": [source] * n,
     }
     schema = pa.schema([field for field in MAPS if field.name not in ("model", "attempt")])
+    return pa.Table.from_arrays([pa.array(columns[f.name], f.type) for f in schema], schema=schema)
+
+
+def embedding_table(masks: ImageMasks, image_id: str, model: str) -> pa.Table:
+    """Rows of the `embeddings` table, like those of `mask_table`, of masks that have embeddings."""
+    n = len(masks)
+    embedding_NC = np.zeros((n, 0), np.int8) if masks.embedding_NC is None else masks.embedding_NC
+    columns = {
+        "mask_id": _mask_ids(masks, image_id, model),
+        "image_id": [image_id] * n,
+        "values": [values_C.tobytes() for values_C in embedding_NC],
+    }
+    schema = pa.schema([field for field in EMBEDDINGS if field.name not in ("model", "attempt")])
     return pa.Table.from_arrays([pa.array(columns[f.name], f.type) for f in schema], schema=schema)
 
 

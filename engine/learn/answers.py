@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.learn.data import LabelledImage, LabelledMask
+from engine.learn.data import LabelledImage, LabelledMask, read_sets
 from engine.learn.image_loaders import PoolLoader
 from schemas.records import TASKS
 
@@ -25,14 +27,37 @@ _MASKS = """
 """
 
 _NEW = """
-    SELECT count(*) AS n FROM labels WHERE verdict IN ('correct', 'fixed', 'new', 'no object', 'deleted')
+    SELECT count(*) AS n, date_part('epoch', now() - min(pulled_at)) / 3600 AS oldest_h FROM labels
+    WHERE verdict IN ('correct', 'fixed', 'new', 'no object', 'deleted')
     AND pulled_at > (SELECT coalesce(max(created_at), '1970-01-01'::TIMESTAMPTZ) FROM models WHERE parent IS NOT NULL)
 """
 
 
-def count_new_answers(store: Store) -> int:
-    """Masks that were answered since a model was fine-tuned last."""
-    return int(store.read(lambda snapshot: snapshot.rows(_NEW, {}))[0]["n"])
+def read_every_set(data: Iterable[Path], store: Store | None) -> dict[str, list[LabelledImage]]:
+    """Images of COCO sets by name, and what people answered in a store (as `ANSWERS`), where there is any.
+
+    Raises:
+        ConfigError: a file is missing or no COCO file, or two folders have one name.
+    """
+    sets = read_sets(data)
+    if store is not None and (answers := read_answers(store)):
+        sets[ANSWERS] = answers
+    return sets
+
+
+def why_wait(store: Store, least_new: int, longest_wait_h: float | None = None) -> str:
+    """Why fine-tuning has to wait for more answers; empty where it has not to.
+
+    Args:
+        least_new: masks answered since a model was fine-tuned last that are enough.
+        longest_wait_h: hours after which fewer are enough; None for never.
+    """
+    (new,) = store.read(lambda snapshot: snapshot.rows(_NEW, {}))
+    late = longest_wait_h is not None and new["n"] and new["oldest_h"] >= longest_wait_h
+    if new["n"] >= least_new or late:
+        return ""
+    or_when = "" if longest_wait_h is None else f", or {longest_wait_h:g} h have to pass since the first"
+    return f"{new['n']} masks were answered since the last fine-tuning; {least_new} have to be{or_when}."
 
 
 def read_answers(store: Store) -> list[LabelledImage]:

@@ -31,7 +31,7 @@ _PSEUDO_LABELS = """
            p.x0, p.y0, p.x1, p.y1, p.rows, p.columns, p.values
     FROM (SELECT image_id, min(uri) AS uri, arg_min(fingerprint, uri) AS fingerprint
           FROM images WHERE model = $1 GROUP BY image_id) i
-    JOIN (SELECT * FROM masks WHERE model = $1 AND uncertainty <= $2
+    JOIN (SELECT * FROM masks WHERE model = $1 AND uncertainty <= $2 AND replaced_by IS NULL
           QUALIFY row_number() OVER (PARTITION BY image_id ORDER BY uncertainty, mask_id) <= $3) m USING (image_id)
     LEFT JOIN (SELECT * FROM maps WHERE model = $1) p USING (mask_id, image_id)
     ORDER BY i.image_id, m.mask_id

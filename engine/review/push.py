@@ -1,4 +1,4 @@
-"""Send the most uncertain masks to people: plan, write the plan down, send, write down what arrived.
+"""Send masks that are worth it to people: plan, write the plan down, send, write down what arrived.
 
 A plan is a row before it is a task, and every push first looks which of the planned tasks are there. So one that was killed
 anywhere is gone on with, and nothing is asked twice.
@@ -11,10 +11,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from engine.review.items import ReviewItem, group_masks, make_key
 from engine.review.queue import ReviewQueue
-from engine.review.selection import free_masks, load_items, newest_model, open_items
+from engine.review.selection import load_items, newest_model, open_items
+from engine.triage.acquisition import select_masks
+from engine.triage.reading import FreeMasks, read_embeddings, read_free_masks
 from schemas.errors import ImageError
+from schemas.settings import AcquisitionSettings
 
 if TYPE_CHECKING:
     from engine.store import Store
@@ -52,10 +57,11 @@ def push_masks(
     queue: ReviewQueue,
     budget: int,
     *,
+    acquisition: AcquisitionSettings | None = None,
     model: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PushReport:
-    """Fill the queue up to `budget` masks that wait for people, the most uncertain ones.
+    """Fill the queue up to `budget` masks that wait for people.
 
     Items that nobody has answered show the masks of `model` from then on, in their new order.
 
@@ -63,11 +69,12 @@ def push_masks(
         store: with masks.
         queue: where people answer.
         budget: masks that wait for people after the push, at most; those that wait already count.
+        acquisition: which masks are chosen; None for the most uncertain ones, with a tenth drawn from the accepted ones.
         model: whose masks, name@version or a name; None for the one that labelled last.
         progress: called with (items sent, items to send).
 
     Raises:
-        ConfigError: the store has no masks (of this model), or the queue cannot be used.
+        ConfigError: the store has no masks (of this model), or not what the strategy needs, or the queue cannot be used.
         TransientError: the queue failed in passing; run it again.
     """
     model = newest_model(store, model)
@@ -81,14 +88,32 @@ def push_masks(
     _send(store, queue, [row for row in waiting if row["item_key"] not in there], report, progress)
     report.waiting = sum(len(row["mask_ids"]) for row in present) + report.masks
     if (room := budget - report.waiting) > 0:
-        planned = [
-            _plan(queue.name, model, of) for of in group_masks(free_masks(store, queue.name, model, room))
-        ]
+        chosen = _choose(store, queue.name, model, room, acquisition or AcquisitionSettings())
+        planned = [_plan(queue.name, model, of) for of in group_masks(chosen)]
         store.append("reviews", planned)
         before = report.masks
         _send(store, queue, planned, report, progress)
         report.waiting += report.masks - before
     return report
+
+
+def _choose(
+    store: Store, queue: str, model: str, room: int, acquisition: AcquisitionSettings
+) -> list[dict[str, Any]]:
+    """Masks to ask about, the most uncertain first, each with who chose it."""
+    free = read_free_masks(store, queue, model)
+    asked_MC = read_embeddings(store, model, free.asked_ids) if free.candidates.embed else None
+    chosen = select_masks(
+        free.candidates, room, acquisition, asked_MC, asked=free.n_asked, drawn=free.n_drawn
+    )
+    rows = [{**_candidate(free, i), "chosen_by": chosen_by} for i, chosen_by in chosen]
+    return sorted(rows, key=lambda row: (-row["uncertainty"], row["mask_id"]))
+
+
+def _candidate(free: FreeMasks, i: int) -> dict[str, Any]:
+    of, (height, width) = free.candidates, free.size_N2[i].tolist()
+    about = {"mask_id": of.mask_ids[i], "image_id": of.image_ids[i], "height": height, "width": width}
+    return about | {"uncertainty": float(of.uncertainty_N[i])}
 
 
 def _send(
@@ -143,12 +168,14 @@ def _renew(
     if not old:
         return
     free: dict[str, list[str]] = {}
-    for mask in free_masks(
-        store, queue.name, model, images=sorted({row["image_id"] for row in old.values()})
-    ):
-        free.setdefault(mask["image_id"], []).append(mask["mask_id"])
+    of_images = read_free_masks(
+        store, queue.name, model, sorted({row["image_id"] for row in old.values()})
+    ).candidates
+    for i in np.argsort(-of_images.uncertainty_N, kind="stable").tolist():
+        if of_images.people_N[i]:
+            free.setdefault(of_images.image_ids[i], []).append(of_images.mask_ids[i])
     groups: list[tuple[str, list[str]]] = []
-    for key, row in old.items():  # an image that the new model has not labelled yet keeps its masks
+    for key, row in old.items():  # an image of which the new model has nothing to ask keeps its masks
         of, count = free.get(row["image_id"], []), len(row["mask_ids"])
         if of:
             groups.append((key, of[:count]))
@@ -164,6 +191,8 @@ def _renew(
         shows = {
             "model": model,
             "mask_ids": [mask.mask_id for mask in item.masks],
+            # None of them is of a random draw any more.
+            "chosen_by": ["uncertainty"] * len(item.masks),
             "uncertainty": item.uncertainty,
         }
         renewed.append(_sent({**old[item.item_key], **shows}, task_id))
@@ -186,6 +215,7 @@ def _plan(queue: str, model: str, masks: Sequence[Mapping[str, Any]]) -> dict[st
         "image_id": first["image_id"],
         "model": model,
         "mask_ids": mask_ids,
+        "chosen_by": [mask["chosen_by"] for mask in masks],
         "uncertainty": first["uncertainty"],
         "width": first["width"],
         "height": first["height"],

@@ -1,11 +1,9 @@
-"""Which masks people are asked about: the most uncertain ones that nobody was asked about, or answered for, before."""
+"""What a push works on: the model that labelled last, the items that wait, and everything that people are shown of a mask."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from engine.masks.map_crop import MapCrop
 from engine.review.items import ReviewItem, shown_mask
@@ -13,25 +11,8 @@ from schemas.errors import ConfigError, nearest_name
 
 if TYPE_CHECKING:
     from engine.store import Store
-    from engine.store.snapshot import Snapshot
-
-_SAME_OBJECT = 0.5  # IoU above which a mask is of an object that people have answered for
-_PAGE = 2000
 
 _MODELS = "SELECT model FROM images WHERE n_masks > 0 GROUP BY model ORDER BY max(committed_at) DESC"
-_FREE_MASKS = """
-    SELECT mask_id, image_id, rle, height, width, uncertainty FROM masks
-    WHERE model = $model AND mask_id NOT IN (SELECT unnest(mask_ids) FROM reviews WHERE queue = $queue)
-      AND mask_id NOT IN (SELECT mask_id FROM labels WHERE mask_id IS NOT NULL AND verdict NOT IN ('withdrawn', 'skipped'))
-      AND ($every OR list_contains($images::VARCHAR[], image_id))
-    ORDER BY uncertainty DESC, mask_id LIMIT $page OFFSET $start
-"""
-# A mask that people took away holds no run lengths of its own: the one that was shown stands for it.
-_ANSWERED = """
-    SELECT l.image_id, coalesce(l.rle, m.rle) AS rle, l.height, l.width FROM labels l
-    LEFT JOIN (SELECT DISTINCT ON (mask_id) mask_id, rle FROM masks WHERE mask_id IN (SELECT mask_id FROM labels)) m USING (mask_id)
-    WHERE l.verdict NOT IN ('withdrawn', 'skipped') AND coalesce(l.rle, m.rle) IS NOT NULL
-"""
 _OPEN = """
     SELECT * FROM reviews WHERE queue = $queue AND item_key NOT IN
         (SELECT item_key FROM labels WHERE queue = $queue AND verdict <> 'withdrawn')
@@ -72,40 +53,6 @@ def open_items(store: Store, queue: str) -> list[dict[str, Any]]:
     return store.read(lambda snapshot: snapshot.rows(_OPEN, {"queue": queue}))
 
 
-def free_masks(
-    store: Store, queue: str, model: str, count: int | None = None, images: Sequence[str] | None = None
-) -> list[dict[str, Any]]:
-    """Masks that people may be asked about, the most uncertain first: rows with mask_id, image_id, uncertainty, size.
-
-    Free is what is in no item of this queue, was not answered in any, and is not of an object that people have
-    answered for (IoU above a half, whichever model's mask they were shown).
-
-    Args:
-        queue: its name.
-        model: that made them, name@version.
-        count: at most so many; None for all.
-        images: only of these image_ids; None for all.
-    """
-
-    def read(snapshot: Snapshot) -> list[dict[str, Any]]:
-        answered: dict[str, list[dict[str, Any]]] = {}
-        for row in snapshot.rows(_ANSWERED, {}):
-            answered.setdefault(row["image_id"], []).append(row)
-        free: list[dict[str, Any]] = []
-        start = 0
-        while count is None or len(free) < count:
-            asked = {"model": model, "queue": queue, "page": _PAGE, "start": start}
-            asked |= {"every": images is None, "images": list(images or [])}
-            page = snapshot.rows(_FREE_MASKS, asked)
-            free += (row for row in page if not _is_answered(row, answered.get(row["image_id"], ())))
-            start += _PAGE
-            if len(page) < _PAGE:
-                break
-        return free[:count]
-
-    return store.read(read)
-
-
 def load_items(store: Store, model: str, groups: Iterable[tuple[str, Sequence[str]]]) -> list[ReviewItem]:
     """Items with everything that people are shown, in the order given; those whose masks are gone are left out.
 
@@ -139,14 +86,3 @@ def load_items(store: Store, model: str, groups: Iterable[tuple[str, Sequence[st
             )
         )
     return items
-
-
-def _is_answered(row: Mapping[str, Any], answers: Sequence[Mapping[str, Any]]) -> bool:
-    from pycocotools import mask as coco
-
-    size = [row["height"], row["width"]]
-    others = [{"size": size, "counts": of["rle"]} for of in answers if [of["height"], of["width"]] == size]
-    if not others:
-        return False
-    iou = coco.iou([{"size": size, "counts": row["rle"]}], others, [0] * len(others))
-    return bool(np.max(iou) > _SAME_OBJECT)

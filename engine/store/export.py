@@ -59,7 +59,7 @@ class _Export:
 
     def __init__(self, store: Store, snapshot: Snapshot, model: str, where: str | None) -> None:
         self._files, self._snapshot = store.files, snapshot
-        self._masks = f"SELECT * FROM masks WHERE model = {quote_sql(model)}" + (
+        self._masks = f"SELECT * FROM masks WHERE model = {quote_sql(model)} AND replaced_by IS NULL" + (
             f" AND ({where}\n)" if where else ""
         )
         check_sql(snapshot.con, self._masks)

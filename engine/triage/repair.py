@@ -16,8 +16,9 @@ from itertools import groupby
 import numpy as np
 import torch
 
+from engine.generate.drawing import Drawn, draw_masks
 from engine.generate.enlarge import Enlargement
-from engine.generate.filters import Candidates, Drawn, Outputs, draw_masks, filter_outputs
+from engine.generate.filters import Candidates, Outputs, filter_outputs
 from engine.generate.records import ImageMasks
 from engine.generate.views import Box, View
 from engine.masks.map_crop import MapCrop
@@ -29,7 +30,7 @@ from engine.uncertainty.maps import Refiner
 from schemas.records import Embedding, Prompts
 from schemas.settings import GenerateSettings
 
-_SAME_OBJECT = 0.3
+SAME_OBJECT = 0.3
 """IoU with its parent below which a mask is of something else: mending may change much, but not what is meant."""
 _EVERYTHING = GenerateSettings(pred_iou_thresh=0, stability_score_thresh=0)
 _PROMPTS_AT_ONCE = 32
@@ -61,8 +62,8 @@ class Mender:
     ) -> tuple[list[int], ImageMasks]:
         """Draw masks of one image anew.
 
-        Of the three outputs of each prompt the one with the highest predicted IoU counts, among those that are of the parent's
-        object.
+        Of the three outputs of each prompt the one with the highest predicted IoU counts, those that are of the parent's
+        object first.
 
         Args:
             pixels_HW3: uint8 RGB, the whole image.
@@ -71,8 +72,8 @@ class Mender:
                 parent's own point.
 
         Returns:
-            For each mask that came of it the place of its parent, and the masks, in that order. A parent of which nothing
-            came is left out.
+            For each mask that came of it the place of its parent, and the masks, in that order. A parent whose prompt gave
+            not a pixel is left out.
         """
         height, width = pixels_HW3.shape[:2]
         order = sorted(range(len(parents)), key=lambda place: parents[place].crop)
@@ -91,7 +92,7 @@ class Mender:
                 drawn.append(masks)
         joined = Drawn.join(drawn)
         rles = encode_crops(joined.pixels, joined.rows_N["box"][:, :2], height, width)
-        return places, ImageMasks(height, width, joined.rows_N, rles, joined.maps)
+        return places, ImageMasks(height, width, joined.rows_N, rles, joined.maps, joined.embedding_NC)
 
     def _mend_view(
         self,
@@ -114,6 +115,7 @@ class Mender:
             self.segmenter,
             enlargement,
             view,
+            embedding.features_BCHW[0],
             candidates.rows_N.copy(),
             candidates.logits_Nhw,
             candidates.siblings,
@@ -126,6 +128,7 @@ class Mender:
             self.segmenter,
             enlargement,
             view,
+            embedding.features_BCHW[0],
             candidates.rows_N[best],
             candidates.logits_Nhw[place_N],
             siblings,
@@ -166,13 +169,11 @@ class Mender:
 def _pick(
     candidates: Candidates, scored: Drawn, parents: Sequence[Parent], size: tuple[int, int]
 ) -> list[int]:
-    """Of each parent's candidates the best that is of its object; positions in the order of the parents."""
+    """Of each parent's candidates the best, those of its object first; positions in the order of the parents."""
     rles = encode_crops(scored.pixels, scored.rows_N["box"][:, :2], *size)
-    best: dict[int, int] = {}
+    best: dict[int, tuple[bool, float, int]] = {}
     for place, prompt in enumerate(candidates.prompt_N.tolist()):
-        if mask_iou([rles[place]], [parents[prompt].rle], *size)[0, 0] < _SAME_OBJECT:
-            continue
-        score = scored.rows_N["predicted_iou"]
-        if prompt not in best or score[place] > score[best[prompt]]:
-            best[prompt] = place
-    return [best[prompt] for prompt in sorted(best)]
+        same = bool(mask_iou([rles[place]], [parents[prompt].rle], *size)[0, 0] >= SAME_OBJECT)
+        rank = same, float(scored.rows_N["predicted_iou"][place]), place
+        best[prompt] = max(best.get(prompt, rank), rank)
+    return [best[prompt][2] for prompt in sorted(best)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 
 from engine.store.layout import new_attempt
 from engine.triage.costs import Costs
-from engine.triage.decisions import DECISIONS, REMEDIES, decide_masks
+from engine.triage.decisions import DECISIONS, REMEDIES, Decided, decide_masks
 from schemas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,15 +37,27 @@ _MASKS = f"""
 _COUNTS = f"SELECT count(*) AS masks, count(m.predicted_iou) AS scored FROM masks m WHERE {_WHERE}"
 
 
+@dataclass(frozen=True)
+class DecisionTotal:
+    """What is decided of some masks together: how many, their mean p_good, and summed cost and gain, seconds of a person."""
+
+    decision: str
+    masks: int
+    p_good: float
+    cost: float
+    gain: float
+
+
 def triage_masks(
     store: Store,
     model: str,
     costs: Costs,
     remedies: tuple[str, ...] = tuple(REMEDIES),
     *,
+    write: bool = True,
     progress: Callable[[int, int], None] | None = None,
-) -> str:
-    """Decide on the masks of a model; returns the triage's id.
+) -> list[DecisionTotal]:
+    """Decide on the masks of a model; returns the totals, in the order of `DECISIONS`.
 
     Killed in the middle, images that it had not come to show their earlier decisions; the next triage decides on all.
 
@@ -53,32 +66,43 @@ def triage_masks(
         model: whose masks, name@version.
         costs: what each way costs.
         remedies: those of `REMEDIES` that can be had.
+        write: to the table `decisions`; else only the totals are made.
         progress: called with (masks decided, masks in all).
 
     Raises:
         ConfigError: none of the masks has a predicted_iou.
     """
 
-    def run(snapshot: Snapshot) -> str:
+    def run(snapshot: Snapshot) -> list[DecisionTotal]:
         (count,) = snapshot.rows(_COUNTS, {"model": model})
         if count["masks"] and not count["scored"]:
             raise ConfigError(
                 f"The masks of {model} have no predicted_iou to decide by. Fit heads (gapmap fit-heads --model …), and label again."
             )
         triage_id, done = new_attempt(), 0
-        batches = snapshot.con.sql(_MASKS, params={"model": model}).to_arrow_reader(_ROWS_AT_ONCE)
-        for batch in batches:
-            if batch.num_rows:
-                store.append_table("decisions", model, _decide(batch, triage_id, costs, remedies))
+        totals = np.zeros((len(DECISIONS), 4))  # masks, p_good, cost, gain
+        for batch in snapshot.con.sql(_MASKS, params={"model": model}).to_arrow_reader(_ROWS_AT_ONCE):
+            if not batch.num_rows:
+                continue
+            decided = _decide(batch, costs, remedies)
+            for place in range(len(DECISIONS)):
+                of_N = decided.decision_N == place
+                sums = [of[of_N].sum() for of in (decided.p_good_N, decided.cost_N, decided.gain_N)]
+                totals[place] += [of_N.sum(), *sums]
+            if write:
+                store.append_table("decisions", model, _table(batch, triage_id, decided))
             done += batch.num_rows
             if progress:
                 progress(done, count["scored"])
-        return triage_id
+        return [
+            DecisionTotal(name, int(masks), p_good / max(masks, 1), cost, gain)
+            for name, (masks, p_good, cost, gain) in zip(DECISIONS, totals.tolist(), strict=True)
+        ]
 
     return store.read(run)
 
 
-def _decide(batch: pa.RecordBatch, triage_id: str, costs: Costs, remedies: tuple[str, ...]) -> pa.Table:
+def _decide(batch: pa.RecordBatch, costs: Costs, remedies: tuple[str, ...]) -> Decided:
     gaps = {remedy: _floats(batch, REMEDIES[remedy]) for remedy in remedies}
     tried = {remedy: np.zeros(batch.num_rows, bool) for remedy in remedies}
     lists = batch["tried"]
@@ -86,7 +110,10 @@ def _decide(batch: pa.RecordBatch, triage_id: str, costs: Costs, remedies: tuple
     names = np.array(lists.flatten().to_pylist(), object)
     for remedy in remedies:
         tried[remedy][owner[names == remedy]] = True
-    decided = decide_masks(_floats(batch, "predicted_iou"), gaps, tried, costs)
+    return decide_masks(_floats(batch, "predicted_iou"), gaps, tried, costs)
+
+
+def _table(batch: pa.RecordBatch, triage_id: str, decided: Decided) -> pa.Table:
     count = batch.num_rows
     columns: dict[str, Any] = {
         "triage_id": pa.repeat(pa.scalar(triage_id), count),

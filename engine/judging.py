@@ -1,0 +1,66 @@
+"""Judge a version of a model on what is kept out of labelled sets and of people's answers, and decide whether it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from engine.evaluate.gate import Verdict
+from engine.evaluate.interactive import choose_images
+from engine.learn.answers import read_every_set
+from engine.learn.data import LabelledImage, split_groups
+from engine.models.loading import load_segmenter
+from engine.promotion import find_current, promote_model
+from engine.store import Store
+from schemas.errors import ConfigError
+
+
+def kept_out_sets(store: Store, data: Sequence[Path]) -> dict[str, list[LabelledImage]]:
+    """By name of their set, labelled images that no model learns from.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    sets = read_every_set(data, store)
+    if not sets:
+        raise ConfigError("There is nothing to judge on. Give labelled images: --data FOLDER")
+    held = {name: split_groups(of)[1] for name, of in sets.items()}
+    if not any(held.values()):
+        raise ConfigError(
+            "The sets have too few groups of images to keep any out. Give sets of three groups or more."
+        )
+    return {name: of for name, of in held.items() if of}
+
+
+def judge_version(
+    store: Store,
+    version: str,
+    data: Sequence[Path],
+    *,
+    name: str | None = None,
+    images: int | None = None,
+    masks: int = 20,
+    device: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Verdict:
+    """See `engine.promotion.promote_model`.
+
+    Args:
+        version: weights of the new version, path or URL.
+        data: COCO sets to judge on, beside the answers of the store.
+        name: the model it is a version of; what its file is called, if None.
+        images, masks: of a set and of an image, at most.
+        progress: called with (images done, images in all), of both models.
+
+    Raises:
+        ConfigError: there is nothing to judge on, or the version is in use already.
+    """
+    held = choose_images(kept_out_sets(store, data), images, masks)
+    new = load_segmenter(version, device=device)
+    present = load_segmenter(find_current(store, name or new.name).source, device=device)
+
+    def tell(model: str, done: int, total: int) -> None:
+        if progress:
+            progress(done + total * (model == present.model_id), 2 * total)
+
+    return promote_model(store, new, present, held, name=name or new.name, progress=tell)

@@ -1,0 +1,181 @@
+"""From the store to candidates: the masks that people were neither asked about nor have answered for.
+
+Shape suffixes: N candidates, M masks, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from engine.generate.pooling import unpack_embeddings
+from engine.triage.acquisition import FROM_ACCEPTED, FROM_ALL
+from engine.triage.candidates import Candidates
+from schemas.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from engine.store import Store
+    from engine.store.snapshot import Snapshot
+
+_SAME_OBJECT = 0.5  # IoU above which a mask is of an object that people have answered for
+
+_ANSWERS = "SELECT * FROM labels WHERE verdict NOT IN ('withdrawn', 'skipped')"
+# What was asked about in this queue, or answered in any.
+_ASKED = f"""
+    SELECT unnest(mask_ids) AS mask_id FROM reviews WHERE queue = $queue
+    UNION SELECT mask_id FROM ({_ANSWERS}) WHERE mask_id IS NOT NULL
+"""
+_FREE = f"""
+    SELECT mask_id, image_id, height, width, uncertainty, entropy, map_mean, decision,
+        regexp_extract(uri, '^(.*)/', 1) AS stratum
+    FROM masks LEFT JOIN (SELECT mask_id, decision FROM decisions WHERE model = $model) USING (mask_id)
+    LEFT JOIN (SELECT image_id, min(uri) AS uri FROM images WHERE model = $model GROUP BY image_id) USING (image_id)
+    WHERE model = $model AND replaced_by IS NULL AND ($every OR image_id IN (SELECT unnest($images::VARCHAR[])))
+        AND mask_id NOT IN ({_ASKED})
+    ORDER BY mask_id
+"""
+_ASKED_OF_MODEL = f"SELECT mask_id FROM masks WHERE model = $model AND mask_id IN ({_ASKED}) ORDER BY mask_id"
+# A mask that people took away holds no run lengths of its own: the one that was shown stands for it.
+_ANSWERED = f"""
+    SELECT l.image_id, coalesce(l.rle, m.rle) AS rle, l.height, l.width FROM ({_ANSWERS}) l
+    LEFT JOIN (SELECT DISTINCT ON (mask_id) mask_id, rle FROM masks WHERE mask_id IN (SELECT mask_id FROM labels)) m USING (mask_id)
+    WHERE coalesce(l.rle, m.rle) IS NOT NULL
+"""
+_BESIDE_ANSWERED = f"""
+    SELECT mask_id, image_id, rle, height, width FROM masks
+    WHERE model = $model AND replaced_by IS NULL AND image_id IN (SELECT image_id FROM ({_ANSWERS}))
+"""
+_THERE = """
+    SELECT EXISTS (FROM decisions WHERE model = $model) AS decisions, EXISTS (FROM embeddings WHERE model = $model) AS embeddings
+"""
+_COUNTS = """
+    SELECT count(*) AS asked, count(*) FILTER (chosen_by IN ($accepted, $every)) AS drawn
+    FROM (SELECT unnest(mask_ids), unnest(chosen_by) AS chosen_by FROM reviews WHERE queue = $queue AND model = $model)
+"""
+# A mask that was made to mend another shows the same object, and has that one's embedding where it has none.
+_EMBEDDINGS = """
+    WITH RECURSIVE source AS (
+        SELECT mask_id AS wanted, mask_id, parent_mask_id FROM masks
+        WHERE model = $model AND mask_id IN (SELECT unnest($mask_ids::VARCHAR[]))
+        UNION
+        SELECT s.wanted, m.mask_id, m.parent_mask_id FROM source s JOIN masks m ON m.mask_id = s.parent_mask_id
+        WHERE m.model = $model AND s.mask_id NOT IN (SELECT mask_id FROM embeddings WHERE model = $model)
+    )
+    SELECT wanted, values FROM source JOIN (SELECT mask_id, values FROM embeddings WHERE model = $model) USING (mask_id)
+"""
+
+
+@dataclass(frozen=True)
+class FreeMasks:
+    """Masks that people may be asked about, and what was asked before.
+
+    Attributes:
+        candidates: in the order of their ids.
+        size_N2: (height, width) of each one's image, pixels.
+        asked_ids: masks of the same model that were asked about, or are of objects that people have answered for.
+        n_asked, n_drawn: masks of this model that this queue was ever sent, and how many of them were drawn at random.
+    """
+
+    candidates: Candidates
+    size_N2: np.ndarray
+    asked_ids: list[str]
+    n_asked: int
+    n_drawn: int
+
+
+def read_free_masks(store: Store, queue: str, model: str, images: Sequence[str] | None = None) -> FreeMasks:
+    """Masks of a model that people may be asked about.
+
+    Free is what holds (was not replaced by a mended one), is in no item of this queue, was not answered in any, and is not
+    of an object that people have answered for (IoU above a half, whichever model's mask they were shown). Where masks of
+    the model were triaged, people are for those whose newest decision says so. The folder of an image is its stratum.
+
+    Args:
+        queue: its name.
+        model: that made them, name@version.
+        images: only of these image_ids; None for all.
+    """
+    asked: dict[str, Any] = {"model": model, "queue": queue}
+    of = {**asked, "every": images is None, "images": list(images or [])}
+
+    def read(snapshot: Snapshot) -> tuple[pa.Table, set[str], list[str], Mapping[str, Any]]:
+        table = snapshot.con.sql(_FREE, params=of).to_arrow_table()
+        answered: dict[str, list[Mapping[str, Any]]] = {}
+        for row in snapshot.rows(_ANSWERED, {}):
+            answered.setdefault(row["image_id"], []).append(row)
+        beside = snapshot.rows(_BESIDE_ANSWERED, {"model": model}) if answered else []
+        known = {row["mask_id"] for row in beside if _is_answered(row, answered.get(row["image_id"], ()))}
+        sent = [row["mask_id"] for row in snapshot.rows(_ASKED_OF_MODEL, asked)]
+        [counts] = snapshot.rows(_COUNTS, {**asked, "accepted": FROM_ACCEPTED, "every": FROM_ALL})
+        [there] = snapshot.rows(_THERE, {"model": model})
+        return table, known, sent, counts | there
+
+    table, known, sent, about = store.read(read)
+    if known:
+        table = table.filter([name not in known for name in table["mask_id"].to_pylist()])
+    mask_ids = table["mask_id"].to_pylist()
+    every_N = np.ones(len(table), bool)
+    decision_N = np.array(table["decision"].to_pylist(), object)
+    candidates = Candidates(
+        mask_ids,
+        _shared(table["image_id"]),
+        _shared(table["stratum"]),
+        _floats(table["uncertainty"]),
+        _floats(table["entropy"]),
+        _floats(table["map_mean"]),
+        decision_N == "people" if about["decisions"] else every_N,
+        decision_N == "accept" if about["decisions"] else every_N,
+        partial(_embed, store, model, mask_ids) if about["embeddings"] else None,
+    )
+    size_N2 = np.stack([table["height"].to_numpy(), table["width"].to_numpy()], 1)
+    return FreeMasks(candidates, size_N2, sorted({*sent, *known}), about["asked"], about["drawn"])
+
+
+def read_embeddings(store: Store, model: str, mask_ids: Sequence[str]) -> np.ndarray:
+    """embedding_MC of masks of a model, float32, of length 1; zeros for those that have none.
+
+    Raises:
+        ConfigError: embeddings of one model differ in length.
+    """
+    asked = {"model": model, "mask_ids": list(mask_ids)}
+    found = store.read(lambda snapshot: snapshot.con.sql(_EMBEDDINGS, params=asked).to_arrow_table())
+    values = found["values"].to_pylist()
+    if len({len(of) for of in values}) > 1:
+        raise ConfigError(f"Embeddings of {model} are of several lengths: something else wrote to the store.")
+    place = {name: i for i, name in enumerate(found["wanted"].to_pylist())}
+    channels = len(values[0]) if values else 0
+    values_MC = np.zeros((len(values) + 1, channels), np.int8)  # the last stands for none
+    values_MC[: len(values)] = np.frombuffer(b"".join(values), np.int8).reshape(len(values), channels)
+    return unpack_embeddings(values_MC[[place.get(name, len(values)) for name in mask_ids]])
+
+
+def _embed(store: Store, model: str, mask_ids: Sequence[str], positions: np.ndarray) -> np.ndarray:
+    return read_embeddings(store, model, [mask_ids[i] for i in positions.tolist()])
+
+
+def _shared(column: pa.ChunkedArray) -> list[str]:
+    """Its texts; equal ones are one object, which a million rows of few images need."""
+    of: dict[str, str] = {}
+    return [of.setdefault(text or "", text or "") for text in column.to_pylist()]
+
+
+def _floats(column: pa.ChunkedArray) -> np.ndarray:
+    """Its numbers, float32, NaN for NULL."""
+    return column.to_numpy().astype(np.float32)
+
+
+def _is_answered(row: Mapping[str, Any], answers: Iterable[Mapping[str, Any]]) -> bool:
+    from pycocotools import mask as coco
+
+    size = [row["height"], row["width"]]
+    others = [{"size": size, "counts": of["rle"]} for of in answers if [of["height"], of["width"]] == size]
+    if not others:
+        return False
+    iou = coco.iou([{"size": size, "counts": row["rle"]}], others, [0] * len(others))
+    return bool(np.max(iou) > _SAME_OBJECT)

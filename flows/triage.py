@@ -1,0 +1,110 @@
+"""Triage as a Prefect flow: decide on every mask, mend what a machine can, decide on what came of it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from prefect import flow, get_run_logger
+from pydantic import BaseModel, Field
+
+from schemas.settings import TriageSettings
+from tasks.progress import tell_steps
+from tasks.triage_masks import mend_shard, triage_masks
+
+
+class RepairCount(BaseModel):
+    """Of one remedy: masks tried, those that hold instead of what they were made of, seconds of the machine."""
+
+    tried: int
+    held: int
+    seconds: float
+
+
+class TriageSummary(BaseModel):
+    """What was decided: totals of each decision (masks, mean p_good, cost and gain in seconds of a person), and what was mended."""
+
+    model: str
+    decisions: dict[str, dict[str, float]]
+    repairs: dict[str, RepairCount]
+    threshold: float
+    answers: int
+    left_out: list[tuple[str, str]] = []
+
+
+@flow(name="triage", persist_result=False)
+def triage(
+    store: Annotated[
+        str, Field(min_length=1, description="store with scored masks: a folder or any fsspec URL")
+    ],
+    model: Annotated[
+        str | None,
+        Field(description="whose masks, name@version; those of the model that labelled last if not given"),
+    ] = None,
+    larger: Annotated[
+        str | None,
+        Field(
+            description="the larger model, or none; the one that the heads' model_gap speaks of if not given"
+        ),
+    ] = None,
+    settings: Annotated[
+        TriageSettings | None, Field(description="costs to begin with; answers of people correct them")
+    ] = None,
+    shard_size: Annotated[int, Field(ge=1, le=4096, description="images mended and committed together")] = 32,
+    device: Annotated[
+        str | None, Field(description="cuda, cuda:N, mps or cpu; best there is if not given")
+    ] = None,
+) -> TriageSummary:
+    """Decide on the masks of a model, mend with a larger model and better prompts what that is expected to pay for, decide again.
+
+    Killed at any moment, the next run goes on with what is not mended yet.
+    """
+    from engine.models.allocator import keep_freed_memory
+    from engine.pool import check_address
+    from engine.promotion import load_labeller
+    from engine.review.selection import newest_model
+    from engine.store import Store
+    from engine.triage.costs import learn_costs
+    from engine.triage.evidence import read_evidence
+    from engine.triage.menders import find_menders
+    from engine.triage.mending import RepairReport, find_pending
+
+    check_address(store, "store")
+    keep_freed_memory()
+    target = Store(store)
+    target.check_exists()
+    model = newest_model(target, model)
+    costs = learn_costs(read_evidence(target), settings or TriageSettings())
+    menders = find_menders(load_labeller(target, model, device), larger, device)
+    report = RepairReport()
+    totals = triage_masks(target, model, costs, tuple(menders))
+    for _ in menders:  # what one remedy did not mend, another may
+        pending = find_pending(target, model, list(menders))
+        if not pending:
+            break
+        for number, start in enumerate(range(0, len(pending), shard_size)):
+            tell_steps(start, len(pending), "mending")
+            shard = pending[start : start + shard_size]
+            report.add(mend_shard(number, target, model, shard, menders))
+        tell_steps(len(pending), len(pending), "mending")
+        totals = triage_masks(target, model, costs, tuple(menders))
+    if any(of.masks for of in totals if of.decision in menders):  # pictures that are gone, say
+        totals = triage_masks(target, model, costs, ())
+    get_run_logger().info("mended %s of %s", report.held, report.tried)
+    decisions: dict[str, dict[str, Any]] = {
+        of.decision: {"masks": of.masks, "p_good": of.p_good, "cost": of.cost, "gain": of.gain}
+        for of in totals
+    }
+    repairs = {
+        remedy: RepairCount(
+            tried=count, held=report.held.get(remedy, 0), seconds=report.seconds.get(remedy, 0.0)
+        )
+        for remedy, count in report.tried.items()
+    }
+    return TriageSummary(
+        model=model,
+        decisions=decisions,
+        repairs=repairs,
+        threshold=costs.threshold,
+        answers=costs.answers,
+        left_out=sorted(set(report.left_out)),
+    )
