@@ -26,7 +26,8 @@ def write_round_report(
 
     Args:
         out: the HTML file.
-        accept_error: what is known of wrong masks among the accepted ones.
+        accept_error: what is known of wrong masks among the accepted ones; told from the store, with the usual bar for
+            a good mask, if not given.
         progress: called with steps done, steps in all and the next one.
 
     Returns:
@@ -37,6 +38,8 @@ def write_round_report(
     """
     from engine.report.round_page import read_report, render_page
     from engine.store.whole_file import written_whole
+    from engine.triage.accept_error import estimate_accept_error
+    from schemas.settings import TriageSettings
 
     if out.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"{out} does not end in .html. Write for example {out}.html.")
@@ -45,6 +48,8 @@ def write_round_report(
             f"There is no folder {out.absolute().parent} that can be written to. Make it, or name another."
         )
     report = read_report(store, round_id, progress)
+    if accept_error is None:
+        accept_error = estimate_accept_error(store, report.data.scope.model, TriageSettings().good_iou)
     with written_whole(out) as part:
         part.write_text(render_page(report, accept_error), encoding="utf-8")
     return report
