@@ -48,8 +48,8 @@ def make_sample_pool(folder: Path) -> dict[str, list[np.ndarray]]:
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not the whole of it")
     truth = {}
     for item in list_pool(str(folder.absolute()), PoolSettings()):
-        if (scene := scenes.get(item.uri.rpartition("/")[2])) is not None:
-            truth[read_image(item, PoolSettings()).image_id] = [of.mask for of in scene.masks]
+        if (name := item.uri.rpartition("/")[2]) in scenes:
+            truth[read_image(item, PoolSettings()).image_id] = [of.mask for of in scenes[name].masks]
     return truth
 
 
@@ -152,7 +152,7 @@ def _tell(summary: RoundSummary) -> None:
     }
     for step, numbers in summary.steps.items():
         if step in told:
-            print(f"  {step:12} {told[step](numbers)}")  # type: ignore[no-untyped-call]
+            print(f"  {step:12} {told[step](numbers)}")
     if summary.waits:
         print(f"  {'waiting':12} {summary.waits}")
 

@@ -38,7 +38,9 @@ def decide(store: Store, model: str, *, asked: int) -> None:
     store.append("decisions", rows)
 
 
-def answer(store: Store, model: str, *, count: int, annotator: str = "ann") -> None:
+def answer(
+    store: Store, model: str, *, count: int, annotator: str = "ann", chosen_by: str = "uncertain"
+) -> None:
     """The most uncertain masks sent, and each answered as a task of its own: left, grown, or taken away."""
     sent, labels = [], []
     for place, mask in enumerate(read_masks(store, model)[:count]):
@@ -47,7 +49,7 @@ def answer(store: Store, model: str, *, count: int, annotator: str = "ann") -> N
         about |= {"image_id": mask["image_id"], "width": mask["width"], "height": mask["height"]}
         sent.append(
             about
-            | {"state": "sent", "mask_ids": [mask["mask_id"]], "chosen_by": ["uncertain"]}
+            | {"state": "sent", "mask_ids": [mask["mask_id"]], "chosen_by": [chosen_by]}
             | {"uncertainty": mask["uncertainty"], "written_at": now}
         )
         verdict = ("fixed", "correct", "fixed", "no object")[place % 4]

@@ -25,7 +25,9 @@ from engine.report.round_scope import find_scope
 from engine.store import Store
 from flows.cli import main
 from schemas.errors import ConfigError
+from schemas.settings import TriageSettings
 from schemas.tables import MAPS
+from tasks.round_report import write_round_report
 
 NEW = "nano@ba9876543210"
 HOSTILE = "<img src=x onerror=alert(1)>\"'&{{7*7}}.png"
@@ -299,3 +301,27 @@ def test_a_map_is_drawn_where_it_is(tmp_path: Path) -> None:
     assert len({len(first.panels), 3}) == 1
     assert first.panels[1] != first.panels[2]
     assert MapCrop.from_row(first.row) is not None
+
+
+def test_a_run_tells_of_the_page_in_an_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tasks import results
+
+    store, page, made = label(tmp_path, ["a.png"]), tmp_path / "page.html", []
+    teach(store, MODEL, "nano@<b>|x|</b>")
+    monkeypatch.setattr(results, "create_markdown_artifact", lambda text, **about: made.append((text, about)))
+    assert results.report_round.fn(store, page) == page
+    [(text, about)] = made
+    assert about["key"] == "round-report"
+    assert f"| model | {MODEL} |" in text
+    assert r"nano@\<b\>\|x\|\</b\>" in text, "words of others stay words in Markdown, too"
+    assert f"(<{page.as_uri()}>), `{page}`" in text
+
+
+def test_accepted_masks_drawn_at_random_tell_how_many_are_wrong(tmp_path: Path) -> None:
+    store, page = label(tmp_path, ["a.png", "b.png"]), tmp_path / "page.html"
+    answer(store, MODEL, count=8, chosen_by="random")
+    write_round_report(store, page)
+    good = TriageSettings().good_iou
+    [(wrong,)] = fetch(store, f"SELECT count(*) FROM labels WHERE coalesce(iou, 0) < {good}")
+    told = Page(page.read_text()).sections["triage"]
+    assert re.search(rf"{100 * wrong / 8:.1f} % \(.*people judged 8 of 8 accepted masks", told)
