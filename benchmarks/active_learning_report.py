@@ -27,7 +27,6 @@ def report(folder: Path, load_before: tuple[float, float, float], *, write: bool
     strategies = sorted({strategy for strategy, _ in series}, key=lambda name: (name != BASELINE, name))
     table = [summarise(series, strategy) for strategy in strategies]
     show(table)
-    _warn(table)
     if not write:
         return
     draw(series, strategies, ROOT / "docs" / "active-learning.png")
@@ -72,21 +71,19 @@ def summarise(series: dict[tuple[str, int], dict[str, Any]], strategy: str) -> d
     curves = [series[strategy, seed]["curve"] for seed in seeds]
     randoms = [series[BASELINE, seed]["curve"] for seed in seeds]
     mean, random = _mean_curve(curves), _mean_curve(randoms)
-    total = random[-1]["labels"]
     shares: dict[str, Any] = {}
     for what in ("miou", "unknown"):
-        of_mean = labels_to_reach(mean, random[-1][what], what)
-        pairs = zip(curves, randoms, strict=True)
-        each = [labels_to_reach(curve, other[-1][what], what) for curve, other in pairs]
         shares[what] = {
-            "of_mean_curve": None if of_mean is None else round(of_mean / total, 3),
-            "of_seeds": [None if labels is None else round(labels / total, 3) for labels in each],
+            "of_mean_curve": _share_of_labels(mean, random, what),
+            "of_seeds": [
+                _share_of_labels(curve, other, what) for curve, other in zip(curves, randoms, strict=True)
+            ],
         }
     asked = [series[strategy, seed]["asked"] for seed in seeds]
     return {
         "strategy": strategy,
         "seeds": seeds,
-        "labels": total,
+        "labels": random[-1]["labels"],
         "share_of_labels": shares,
         "random_gains": {what: round(random[-1][what] - random[0][what], 4) for what in ("miou", "unknown")},
         "seconds": round(mean[-1]["seconds"]),
@@ -105,28 +102,20 @@ def summarise(series: dict[tuple[str, int], dict[str, Any]], strategy: str) -> d
 def show(table: Sequence[dict[str, Any]]) -> None:
     """Print the table."""
     print("labels to reach random's final mIoU, as a share of random's: of the mean curve, and of each seed")
+    print("(no gain: random itself ends no better than the shipped model)")
     for row in table:
         if not row["seeds"]:
             continue
         share, final = row["share_of_labels"]["miou"], row["final"]
         print(
-            f"{row['strategy']:18} {_percent(share['of_mean_curve']):>6}   {' '.join(map(_percent, share['of_seeds'])):20}"
+            f"{row['strategy']:18} {_percent(share['of_mean_curve']):>7}   {' '.join(map(_percent, share['of_seeds'])):24}"
             f" final {final['miou']:.3f} (fluorescence {final['fluorescence']:.3f}, unknown {final['unknown']:.3f}),"
             f" {row['seconds']} s, {100 * row['unknown_share']:.0f} % unknown, {100 * row['no_object_share']:.0f} % no object"
         )
 
 
-def _warn(table: Sequence[dict[str, Any]]) -> None:
-    """Say so where random taught nothing: then its final value is reached without any label."""
-    gain = next((row["random_gains"]["miou"] for row in table if row["seeds"]), None)
-    if gain is not None and gain <= 0:
-        print(
-            f"Random ends {-100 * gain:.1f} points below the shipped model: the shares above compare nothing."
-        )
-
-
 def draw(series: dict[tuple[str, int], dict[str, Any]], strategies: Sequence[str], path: Path) -> None:
-    """Curves over labels and over seconds, their two parts, and the unknown looks found."""
+    """Curves over labels and over seconds, their two parts, and the unknown kinds found."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -156,10 +145,10 @@ def draw(series: dict[tuple[str, int], dict[str, Any]], strategies: Sequence[str
         counts = [_discover(run["asked"])["unknown_images"] for run in of]
         shortest = min(map(len, counts))
         found.plot(np.arange(1, shortest + 1), np.mean([c[:shortest] for c in counts], 0), color=color)
-    over_labels.set(xlabel="labels", ylabel="mIoU, one click", title="mean of fluorescence and unknown looks")
+    over_labels.set(xlabel="labels", ylabel="mIoU, one click", title="mean of fluorescence and unknown kinds")
     over_seconds.set(xlabel="simulated seconds of people", title="the same over people's time")
-    parts.set(xlabel="labels", ylabel="mIoU, one click", title="unknown looks (solid), fluorescence (dashed)")
-    found.set(xlabel="labels", ylabel="images", title="images of unknown looks asked about")
+    parts.set(xlabel="labels", ylabel="mIoU, one click", title="unknown kinds (solid), fluorescence (dashed)")
+    found.set(xlabel="labels", ylabel="images", title="images of unknown kinds asked about")
     over_labels.legend(title="strategy (seeds)", fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
@@ -168,7 +157,7 @@ def draw(series: dict[tuple[str, int], dict[str, Any]], strategies: Sequence[str
 
 
 def _discover(asked: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What was asked, label after label: images of unknown looks so far, and verdicts counted."""
+    """What was asked, label after label: images of unknown kinds so far, and verdicts counted."""
     seen: set[int] = set()
     counts = []
     for of in asked:
@@ -196,5 +185,13 @@ def _values(curve: Curve, what: str = "miou") -> list[float]:
     return [point[what] for point in curve]
 
 
-def _percent(share: float | None) -> str:
-    return "never" if share is None else f"{100 * share:.0f} %"
+def _share_of_labels(curve: Curve, random: Curve, what: str) -> float | str:
+    """Of random's labels, how many a curve needs to reach random's final value; in words where it cannot be said."""
+    if random[-1][what] <= random[0][what]:
+        return "no gain"  # of random's: the shipped model is there without any label
+    labels = labels_to_reach(curve, random[-1][what], what)
+    return "never" if labels is None else round(labels / random[-1]["labels"], 3)
+
+
+def _percent(share: float | str) -> str:
+    return share if isinstance(share, str) else f"{100 * share:.0f} %"
