@@ -21,13 +21,17 @@ class RepairCount(BaseModel):
 
 
 class TriageSummary(BaseModel):
-    """What was decided: totals of each decision (masks, mean p_good, cost and gain in seconds of a person), and what was mended."""
+    """What was decided: totals of each decision (masks, mean p_good, cost and gain in seconds of a person), and what was mended.
+
+    `unscored` masks have no predicted_iou, and `left_out` are pictures that could not be opened, and why.
+    """
 
     model: str
     decisions: dict[str, dict[str, float]]
     repairs: dict[str, RepairCount]
     threshold: float
     answers: int
+    unscored: int = 0
     left_out: list[tuple[str, str]] = []
 
 
@@ -67,6 +71,7 @@ def triage(
     from engine.triage.evidence import read_evidence
     from engine.triage.menders import find_menders
     from engine.triage.mending import RepairReport, find_pending
+    from engine.triage.triage import count_unscored
 
     check_address(store, "store")
     keep_freed_memory()
@@ -75,21 +80,26 @@ def triage(
     model = newest_model(target, model)
     costs = learn_costs(read_evidence(target), settings or TriageSettings())
     menders = find_menders(load_labeller(target, model, device), larger, device)
-    report = RepairReport()
+    report, gone = RepairReport(), set[str]()
     totals = triage_masks(target, model, costs, tuple(menders))
-    for _ in menders:  # what one remedy did not mend, another may
-        pending = find_pending(target, model, list(menders))
-        if not pending:
-            break
+    # What one remedy did not mend another may, and what it mended, too; a remedy is tried on a mask once, so there is an end.
+    while pending := [of for of in find_pending(target, model, list(menders)) if of not in gone]:
+        before = sum(report.tried.values())
         for number, start in enumerate(range(0, len(pending), shard_size)):
             tell_steps(start, len(pending), "mending")
             shard = pending[start : start + shard_size]
-            report.add(mend_shard(number, target, model, shard, menders))
+            made = mend_shard(number, target, model, shard, menders)
+            gone.update(made.gone)
+            report.add(made)
         tell_steps(len(pending), len(pending), "mending")
         totals = triage_masks(target, model, costs, tuple(menders))
+        if sum(report.tried.values()) == before:  # another run was faster, say
+            break
     if any(of.masks for of in totals if of.decision in menders):  # pictures that are gone, say
         totals = triage_masks(target, model, costs, ())
     get_run_logger().info("mended %s of %s", report.held, report.tried)
+    if unscored := count_unscored(target, model):
+        get_run_logger().warning("%d masks have no predicted_iou: nothing is decided of them", unscored)
     decisions: dict[str, dict[str, Any]] = {
         of.decision: {"masks": of.masks, "p_good": of.p_good, "cost": of.cost, "gain": of.gain}
         for of in totals
@@ -106,5 +116,6 @@ def triage(
         repairs=repairs,
         threshold=costs.threshold,
         answers=costs.answers,
+        unscored=unscored,
         left_out=sorted(set(report.left_out)),
     )

@@ -89,6 +89,7 @@ def triage(
         typer.echo(
             f"{remedy}: {of.held} of {of.tried} masks mended, {of.seconds / max(of.tried, 1):.2f} s each"
         )
+    _tell_unscored(summary.unscored)
     for name, why in summary.left_out:
         typer.secho(f"left out: {name}: {why}", fg="yellow", err=True)
 
@@ -100,7 +101,7 @@ def _explain(store: str, model: str | None, larger: str | None, settings: Any, d
     from engine.triage.costs import learn_costs
     from engine.triage.evidence import read_evidence
     from engine.triage.menders import find_menders
-    from engine.triage.triage import triage_masks
+    from engine.triage.triage import count_unscored, triage_masks
 
     opened = Store(store)
     opened.check_exists()
@@ -121,6 +122,13 @@ def _explain(store: str, model: str | None, larger: str | None, settings: Any, d
     for remedy in menders:
         machine = costs.larger if remedy == "larger model" else costs.prompt
         typer.echo(f"  {remedy}: {machine:.3f} s, and {costs.kept[remedy]:.0%} of the promised gain")
+    _tell_unscored(count_unscored(opened, model))
+
+
+def _tell_unscored(count: int) -> None:
+    if count:
+        text = f"{count:,} masks have no predicted_iou, and nothing is decided of them: label their images again, with heads."
+        typer.secho(text, fg="yellow", err=True)
 
 
 def _show(model: str, totals: Iterable[dict[str, Any]]) -> None:

@@ -143,7 +143,7 @@ MASKS = pa.schema(
         _field(
             "repair",
             pa.string(),
-            "how: larger model or better prompt; NULL for one of the grid",
+            "how: larger model or better prompt, with area 0 where nothing came of it; NULL for one of the grid",
             nullable=True,
         ),
         _field(

@@ -18,7 +18,7 @@ _KINDS = (".png", ".jpg", ".jpeg")
 _MODEL = "SELECT model FROM images GROUP BY model ORDER BY max(committed_at) DESC LIMIT 1"
 _IMAGES = """
     SELECT i.image_id, min(i.uri) AS uri, arg_min(i.fingerprint, i.uri) AS fingerprint,
-           any_value(i.n_masks) AS n_masks, max(m.uncertainty) AS uncertainty
+           count(DISTINCT m.mask_id) AS n_masks, max(m.uncertainty) AS uncertainty
     FROM images i JOIN masks m USING (image_id, model)
     WHERE i.model = '{model}' AND m.replaced_by IS NULL
     GROUP BY i.image_id ORDER BY uncertainty DESC, i.image_id LIMIT {count}

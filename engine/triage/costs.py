@@ -18,6 +18,7 @@ from schemas.settings import TriageSettings
 
 _PRIOR_ANSWERS = 24.0  # how many answers the settings weigh as much as
 _PRIOR_TASKS = 8.0
+_LEAST_SLOPE = 0.1
 _PRIOR_Q = np.linspace(0.02, 0.98, 25)
 _LONGEST_S = 600.0  # of a task: beyond, the annotator was at lunch
 
@@ -123,8 +124,14 @@ def _fit_good(evidence: Evidence, settings: TriageSettings) -> tuple[float, floa
     prior = _PRIOR_ANSWERS / len(_PRIOR_Q)
     weight = np.concatenate([prior * expected_Q, prior * (1 - expected_Q), np.ones(len(good_A))])
     model = LogisticRegression(C=np.inf, max_iter=1000).fit(q[:, None], good, sample_weight=weight)
-    slope = max(float(model.coef_[0, 0]), 0.1)  # a better score never makes a mask less likely good
-    return slope, -float(model.intercept_[0]) / slope
+    slope, intercept = float(model.coef_[0, 0]), float(model.intercept_[0])
+    if (
+        slope < _LEAST_SLOPE
+    ):  # a better score never makes a mask less likely good: then all are as likely as all together
+        share = np.average(good, weights=weight)
+        slope = _LEAST_SLOPE
+        intercept = float(np.log(share / (1 - share)) - slope * np.average(q, weights=weight))
+    return slope, -intercept / slope
 
 
 def _fit_seconds(evidence: Evidence, settings: TriageSettings) -> tuple[float, float]:

@@ -15,25 +15,35 @@ if TYPE_CHECKING:
     from engine.store import Store
     from engine.store.snapshot import Snapshot
 
-# A mask that is not there, or was taken away, has no IoU with anything.
+# A mask that is not there, or was taken away, has no IoU with anything; one that was left as it was is right.
 _ANSWERS = """
-    SELECT m.predicted_iou, CASE WHEN l.verdict IN ('no object', 'deleted') THEN 0 ELSE l.iou END AS iou
+    SELECT m.predicted_iou, CASE WHEN l.verdict IN ('no object', 'deleted') THEN 0
+                                 ELSE coalesce(l.iou, CASE l.verdict WHEN 'correct' THEN 1 END) END AS true_iou
     FROM labels l JOIN (SELECT DISTINCT ON (mask_id) mask_id, predicted_iou FROM masks
                         WHERE mask_id IN (SELECT mask_id FROM labels)) m USING (mask_id)
-    WHERE m.predicted_iou IS NOT NULL AND l.verdict IN ('correct', 'fixed', 'no object', 'deleted')
-      AND (l.iou IS NOT NULL OR l.verdict IN ('no object', 'deleted'))
+    WHERE m.predicted_iou IS NOT NULL AND NOT isnan(m.predicted_iou) AND true_iou IS NOT NULL
+      AND l.verdict IN ('correct', 'fixed', 'no object', 'deleted')
 """
 _TASKS = """
     SELECT count(*) AS masks, count(*) FILTER (verdict <> 'correct') AS wrong, any_value(seconds) AS seconds
     FROM labels WHERE seconds IS NOT NULL AND verdict IN ('correct', 'fixed', 'no object', 'deleted', 'new')
     GROUP BY queue, task_id, annotation_id
 """
-# Of those that were mended the answer tells the true gain; of those that could not be, it is none.
+# What people answered for is the mask that was made, or whichever holds in its stead by now. Of masks that were mended the answer
+# tells the true gain; of those that could not be, it is none.
 _MENDED = """
+    WITH RECURSIVE made AS (FROM masks WHERE repair IS NOT NULL),
+    stands AS (
+        SELECT mask_id, model, mask_id AS place FROM made
+        UNION
+        SELECT s.mask_id, s.model, m.replaced_by FROM stands s JOIN masks m ON m.mask_id = s.place AND m.model = s.model
+        WHERE m.replaced_by IS NOT NULL
+    )
     SELECT c.repair, p.model_gap, p.prompt_gap, l.rle AS truth, c.rle AS mended, p.rle AS parent, c.height, c.width,
-           c.replaced_by IS NULL AS held
-    FROM masks c JOIN masks p ON p.mask_id = c.parent_mask_id AND p.model = c.model
-    JOIN labels l ON l.mask_id = coalesce(c.replaced_by, c.mask_id)
+           p.replaced_by IS NOT DISTINCT FROM c.mask_id AS held
+    FROM made c JOIN masks p ON p.mask_id = c.parent_mask_id AND p.model = c.model
+    JOIN stands s ON s.mask_id = c.mask_id AND s.model = c.model
+    JOIN labels l ON l.mask_id = s.place
     WHERE l.rle IS NOT NULL AND l.verdict IN ('correct', 'fixed') AND l.height = c.height AND l.width = c.width
 """
 _MACHINE = "SELECT numbers FROM rounds WHERE step = 'triage' ORDER BY ended_at DESC LIMIT 10"
@@ -48,13 +58,13 @@ def read_evidence(store: Store) -> Evidence:
         gained: dict[str, list[float]] = {remedy: [] for remedy in REMEDIES}
         for row in snapshot.rows(_MENDED, {}):
             gap = row[REMEDIES[row["repair"]]]
-            if gap is None:
+            if gap is None or np.isnan(gap):
                 continue
             promised[row["repair"]].append(gap)
             gained[row["repair"]].append(_true_gain(row) if row["held"] else 0.0)
         return Evidence(
             predicted_iou_A=_column(answers, "predicted_iou"),
-            iou_A=_column(answers, "iou"),
+            iou_A=_column(answers, "true_iou"),
             masks_K=_column(tasks, "masks"),
             wrong_K=_column(tasks, "wrong"),
             seconds_K=_column(tasks, "seconds"),
@@ -67,9 +77,8 @@ def read_evidence(store: Store) -> Evidence:
 
 
 def _true_gain(row: dict[str, Any]) -> float:
-    after, before = mask_iou([row["mended"], row["parent"]], [row["truth"]], row["height"], row["width"])[
-        :, 0
-    ]
+    masks = [row["mended"], row["parent"]]
+    after, before = mask_iou(masks, [row["truth"]], row["height"], row["width"])[:, 0]
     return float(after - before)
 
 

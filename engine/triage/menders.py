@@ -30,13 +30,13 @@ def find_menders(segmenter: Segmenter, larger: str | None, device: str | None = 
     if asked != "none":
         other = load_segmenter(asked, device=device)
         its = find_heads(other)
-        if its is not None:
+        if its is not None and "iou" in its.names:
             menders["larger model"] = Mender(other, its, find_refiner(other))
         elif larger is not None:
             raise ConfigError(
                 f"{other.model_id} has no heads that could score what it mends. Fit some (gapmap fit-heads --model …), or go on "
                 "without a larger model: --larger none"
             )
-    if heads is not None:
+    if heads is not None and "iou" in heads.names:
         menders["better prompt"] = Mender(segmenter, heads, find_refiner(segmenter))
     return menders

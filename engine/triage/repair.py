@@ -27,6 +27,7 @@ from engine.models.segmenter import Segmenter
 from engine.triage.prompts import dense_points, grid_mask
 from engine.uncertainty.heads import HeadSet
 from engine.uncertainty.maps import Refiner
+from schemas.errors import ConfigError
 from schemas.records import Embedding, Prompts
 from schemas.settings import GenerateSettings
 
@@ -34,13 +35,13 @@ SAME_OBJECT = 0.3
 """IoU with its parent below which a mask is of something else: mending may change much, but not what is meant."""
 _EVERYTHING = GenerateSettings(pred_iou_thresh=0, stability_score_thresh=0)
 _PROMPTS_AT_ONCE = 32
+_ROOM = 32  # pixels from a mask to an edge that may cut it; masks within 20 of one count as cut
 
 
 @dataclass(frozen=True)
 class Parent:
     """A mask that is to be mended; frames as in the table `masks`, image pixels."""
 
-    mask_id: str
     point: tuple[float, float]
     crop: Box
     box: Box
@@ -67,20 +68,35 @@ class Mender:
 
         Args:
             pixels_HW3: uint8 RGB, the whole image.
-            parents: masks of it.
+            parents: masks of it. Each is drawn in the crop that it was made in; where it comes close to an edge of that, as
+                one joined over seams does, in a larger one around it, for a mask that an edge cuts never counts.
             dense: ask with many points in the certain part of the parent, its box and the parent itself; else with the
                 parent's own point.
 
         Returns:
             For each mask that came of it the place of its parent, and the masks, in that order. A parent whose prompt gave
             not a pixel is left out.
+
+        Raises:
+            ConfigError: the device has too little memory.
         """
+        try:
+            return self._mend(pixels_HW3, parents, dense)
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(
+                f"The device ran out of memory with {self.segmenter.model_id}. Use a smaller --larger model (or none), or --device cpu."
+            ) from error
+
+    def _mend(
+        self, pixels_HW3: np.ndarray, parents: Sequence[Parent], dense: bool
+    ) -> tuple[list[int], ImageMasks]:
         height, width = pixels_HW3.shape[:2]
-        order = sorted(range(len(parents)), key=lambda place: parents[place].crop)
+        crops = [_crop_around(parent, height, width) for parent in parents]
+        order = sorted(range(len(parents)), key=lambda place: crops[place])
         places: list[int] = []
         drawn: list[Drawn] = []
-        for crop, of in groupby(order, key=lambda place: parents[place].crop):
-            view = View(0, crop, crop, np.zeros((0, 2)))
+        for crop, of in groupby(order, key=lambda place: crops[place]):
+            view = View(0, (0, 0, width, height), crop, np.zeros((0, 2)))
             embedding = self.segmenter.embed([pixels_HW3[crop[1] : crop[3], crop[0] : crop[2]]])
             enlargement = Enlargement(self.segmenter, view.size)
             group = list(of)
@@ -166,14 +182,31 @@ class Mender:
         )
 
 
+def _crop_around(parent: Parent, height: int, width: int) -> Box:
+    """What the model is shown: the mask's crop, or where the mask comes close to its edge more, in steps of a quarter of it."""
+    image = (0, 0, width, height)
+    edges = []
+    for place in range(4):
+        sign = -1 if place < 2 else 1  # outwards
+        side = parent.crop[place % 2 + 2] - parent.crop[place % 2]
+        step = max(-(-side // 4), 1)
+        near = sign * (parent.crop[place] - parent.box[place])  # from the mask outwards to the crop's edge
+        room = max(_ROOM, step // 2)
+        steps = -(-(room - near) // step) if near < _ROOM else 0
+        edge = parent.crop[place] + sign * steps * step
+        edges.append(max(edge, image[place]) if place < 2 else min(edge, image[place]))
+    return edges[0], edges[1], edges[2], edges[3]
+
+
 def _pick(
     candidates: Candidates, scored: Drawn, parents: Sequence[Parent], size: tuple[int, int]
 ) -> list[int]:
     """Of each parent's candidates the best, those of its object first; positions in the order of the parents."""
     rles = encode_crops(scored.pixels, scored.rows_N["box"][:, :2], *size)
-    best: dict[int, tuple[bool, float, int]] = {}
-    for place, prompt in enumerate(candidates.prompt_N.tolist()):
-        same = bool(mask_iou([rles[place]], [parents[prompt].rle], *size)[0, 0] >= SAME_OBJECT)
-        rank = same, float(scored.rows_N["predicted_iou"][place]), place
-        best[prompt] = max(best.get(prompt, rank), rank)
-    return [best[prompt][2] for prompt in sorted(best)]
+    best = []
+    for prompt in np.unique(candidates.prompt_N).tolist():
+        places = np.flatnonzero(candidates.prompt_N == prompt).tolist()
+        iou_N = mask_iou([rles[place] for place in places], [parents[prompt].rle], *size)[:, 0]
+        score_N = np.nan_to_num(scored.rows_N["predicted_iou"][places], nan=-1.0)
+        best.append(max(zip((iou_N >= SAME_OBJECT).tolist(), score_N.tolist(), places, strict=True))[2])
+    return best

@@ -13,6 +13,7 @@ import pyarrow as pa
 from engine.store.layout import new_attempt
 from engine.triage.costs import Costs
 from engine.triage.decisions import DECISIONS, REMEDIES, Decided, decide_masks
+from engine.triage.people import ANSWERED, WAITING
 from schemas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,21 +21,24 @@ if TYPE_CHECKING:
     from engine.store.snapshot import Snapshot
 
 _ROWS_AT_ONCE = 500_000
-_WHERE = """
-    m.model = $model AND m.replaced_by IS NULL AND m.mask_id NOT IN
-        (SELECT mask_id FROM labels WHERE mask_id IS NOT NULL AND verdict NOT IN ('withdrawn', 'skipped'))
-"""
-# What was tried: on the mask itself, and on those it was made of.
+_WHERE = f"m.model = $model AND m.replaced_by IS NULL AND m.mask_id NOT IN ({ANSWERED})"
+_SCORED = "m.predicted_iou IS NOT NULL AND NOT isnan(m.predicted_iou)"
+# A remedy is spent on a mask where it was tried on it, or made it, or made the one it was made of, and where people are asked.
+_SPENT = ", ".join(
+    f"""coalesce(list_contains(t.tried, '{remedy}'), false) OR m.repair IS NOT DISTINCT FROM '{remedy}'
+        OR p.repair IS NOT DISTINCT FROM '{remedy}' OR m.mask_id IN ({WAITING}) AS "{remedy}"
+    """
+    for remedy in REMEDIES
+)
 _MASKS = f"""
-    SELECT m.mask_id, m.image_id, m.predicted_iou, m.model_gap, m.prompt_gap,
-           list_concat(coalesce(t.tried, []), [m.repair, p.repair]) AS tried
+    SELECT m.mask_id, m.image_id, m.predicted_iou, m.model_gap, m.prompt_gap, {_SPENT}
     FROM masks m
     LEFT JOIN (SELECT parent_mask_id, list(repair) AS tried FROM masks WHERE model = $model AND parent_mask_id IS NOT NULL
                GROUP BY parent_mask_id) t ON t.parent_mask_id = m.mask_id
     LEFT JOIN (SELECT mask_id, repair FROM masks WHERE model = $model AND repair IS NOT NULL) p ON p.mask_id = m.parent_mask_id
-    WHERE {_WHERE} AND m.predicted_iou IS NOT NULL
+    WHERE {_WHERE} AND {_SCORED}
 """
-_COUNTS = f"SELECT count(*) AS masks, count(m.predicted_iou) AS scored FROM masks m WHERE {_WHERE}"
+_COUNTS = f"SELECT count(*) AS masks, count(*) FILTER ({_SCORED}) AS scored FROM masks m WHERE {_WHERE}"
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,9 @@ def triage_masks(
 ) -> list[DecisionTotal]:
     """Decide on the masks of a model; returns the totals, in the order of `DECISIONS`.
 
-    Killed in the middle, images that it had not come to show their earlier decisions; the next triage decides on all.
+    Masks that wait for people are for them, or accepted: no machine touches them. Masks without a predicted_iou are left out
+    (`count_unscored`). Killed in the middle, images that it had not come to show their earlier decisions; the next triage
+    decides on all.
 
     Args:
         store: with masks that heads have scored.
@@ -102,14 +108,15 @@ def triage_masks(
     return store.read(run)
 
 
+def count_unscored(store: Store, model: str) -> int:
+    """Masks of a model that could be decided on, but for want of a predicted_iou: labelled without heads."""
+    (count,) = store.read(lambda snapshot: snapshot.rows(_COUNTS, {"model": model}))
+    return int(count["masks"] - count["scored"])
+
+
 def _decide(batch: pa.RecordBatch, costs: Costs, remedies: tuple[str, ...]) -> Decided:
     gaps = {remedy: _floats(batch, REMEDIES[remedy]) for remedy in remedies}
-    tried = {remedy: np.zeros(batch.num_rows, bool) for remedy in remedies}
-    lists = batch["tried"]
-    owner = np.repeat(np.arange(batch.num_rows), np.diff(lists.offsets.to_numpy()))
-    names = np.array(lists.flatten().to_pylist(), object)
-    for remedy in remedies:
-        tried[remedy][owner[names == remedy]] = True
+    tried = {remedy: batch[remedy].to_numpy(zero_copy_only=False).astype(bool) for remedy in remedies}
     return decide_masks(_floats(batch, "predicted_iou"), gaps, tried, costs)
 
 

@@ -1,0 +1,12 @@
+"""Which masks are people's: those that they have answered for, and those that wait for their answer. A machine leaves both alone."""
+
+from __future__ import annotations
+
+ANSWERED = "SELECT mask_id FROM labels WHERE mask_id IS NOT NULL AND verdict NOT IN ('withdrawn', 'skipped')"
+"""SQL of the masks that have an answer, `mask_id`."""
+WAITING = """
+    SELECT unnest(mask_ids) AS mask_id FROM reviews WHERE (queue, item_key) NOT IN
+        (SELECT (queue, item_key) FROM labels WHERE verdict <> 'withdrawn')
+"""
+"""SQL of the masks that are in a task which nobody has answered, `mask_id`: to mend one would let people answer for a mask that
+no longer holds."""
