@@ -48,18 +48,24 @@ def test_deployed_parameters_are_those_of_the_flow() -> None:
     from flows.finetune import finetune
     from flows.pseudolabel import pseudolabel
     from flows.review import review_pull, review_push
+    from flows.round import round
+    from flows.triage import triage
 
     flows = {
         "flows/pseudolabel.py:pseudolabel": pseudolabel,
+        "flows/triage.py:triage": triage,
         "flows/finetune.py:finetune": finetune,
         "flows/review.py:review_push": review_push,
         "flows/review.py:review_pull": review_pull,
+        "flows/round.py:round": round,
     }
     deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
     assert [deployment["entrypoint"] for deployment in deployments] == list(flows)
     for deployment in deployments:
         properties = flows[deployment["entrypoint"]].parameters.properties
         assert set(deployment["parameters"]) <= set(properties)
+        assert deployment["concurrency_limit"]["limit"] == 1
+        assert not any(schedule["active"] for schedule in deployment.get("schedules", []))
 
 
 @pytest.mark.parametrize(
