@@ -26,9 +26,7 @@ def round(
     project: ProjectOption = "gapmap",
     media: MediaOption = None,
     media_url: MediaUrlOption = None,
-    budget: Annotated[
-        int, typer.Option(min=1, help="Masks that wait for people at once, at most.")
-    ] = 100,
+    budget: Annotated[int, typer.Option(min=1, help="Masks that wait for people at once, at most.")] = 100,
     larger: Annotated[
         str | None,
         typer.Option(
@@ -48,9 +46,12 @@ def round(
         int | None, typer.Option(help="Grid of point prompts of an image, per side. Default: 32.")
     ] = None,
     strategy: Annotated[
-        str | None, typer.Option(help="Which masks people are asked about, as for push. Default: uncertainty.")
+        str | None,
+        typer.Option(help="Which masks people are asked about, as for push. Default: uncertainty."),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Updates of the fine-tuning, at most. Default: 300.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Updates of the fine-tuning, at most. Default: 300.")
+    ] = None,
     settings: Annotated[
         Path | None,
         typer.Option(
