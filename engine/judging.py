@@ -18,6 +18,7 @@ from schemas.errors import ConfigError
 _UNJUDGED = """
     FROM (FROM models WHERE parent IS NOT NULL ORDER BY created_at DESC LIMIT 1)
     WHERE parent = $parent AND json_exists(data, '$.human.answers') AND model NOT IN (SELECT model FROM promotions)
+    AND model NOT IN (SELECT model FROM rounds WHERE step = 'promote')
 """
 
 
@@ -39,7 +40,8 @@ def kept_out_sets(store: Store, data: Sequence[Path]) -> dict[str, list[Labelled
 
 
 def find_unjudged(store: Store, parent: str) -> dict[str, Any] | None:
-    """Of the versions that learnt from people's answers the newest, as its row of `models`, if nobody has judged it yet.
+    """Of the versions that learnt from people's answers the newest, as its row of `models`, if nobody has judged it yet, and no
+    round tried in vain.
 
     Args:
         parent: that it has to come from, name@version; of another's child nothing is said.

@@ -94,8 +94,14 @@ def finetune(
     target = Store(store) if store is not None else None
     if target is not None:
         target.check_exists()
-    with hold_models(Path(out)):  # whoever has waited here looks what the other one has left to learn
-        if target is not None and least_new and (why := why_wait(target, least_new, longest_wait_h)):
+
+    def why_skip() -> str:
+        return why_wait(target, least_new, longest_wait_h) if target is not None and least_new else ""
+
+    if why := why_skip():
+        return Completed(name="Skipped", message=why)
+    with hold_models(Path(out)):
+        if why := why_skip():  # another run has learnt from them while this one waited
             return Completed(name="Skipped", message=why)
         segmenter = load_segmenter(resolve_model(target, model) if target else model, device=device)
         paths = [Path(path) for path in data]
