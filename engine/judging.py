@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from engine.evaluate.gate import Verdict
 from engine.evaluate.interactive import choose_images
@@ -13,6 +14,12 @@ from engine.models.loading import load_segmenter
 from engine.promotion import find_current, promote_model
 from engine.store import Store
 from schemas.errors import ConfigError
+
+_UNJUDGED = """
+    FROM (FROM models WHERE parent IS NOT NULL ORDER BY created_at DESC LIMIT 1)
+    WHERE parent = $parent AND json_exists(data, '$.human.answers') AND model NOT IN (SELECT model FROM promotions)
+    AND model NOT IN (SELECT model FROM rounds WHERE step = 'promote')
+"""
 
 
 def kept_out_sets(store: Store, data: Sequence[Path]) -> dict[str, list[LabelledImage]]:
@@ -30,6 +37,19 @@ def kept_out_sets(store: Store, data: Sequence[Path]) -> dict[str, list[Labelled
             "The sets have too few groups of images to keep any out. Give sets of three groups or more."
         )
     return {name: of for name, of in held.items() if of}
+
+
+def find_unjudged(store: Store, parent: str) -> dict[str, Any] | None:
+    """Of the versions that learnt from people's answers the newest, as its row of `models`, if nobody has judged it yet, and no
+    round tried in vain.
+
+    Args:
+        parent: that it has to come from, name@version; of another's child nothing is said.
+
+    Returns None also where its weights are gone, or something else was fine-tuned later.
+    """
+    rows = store.read(lambda snapshot: snapshot.rows(_UNJUDGED, {"parent": parent}))
+    return rows[0] if rows and Path(rows[0]["source"]).is_file() else None
 
 
 def judge_version(

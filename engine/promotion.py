@@ -43,6 +43,11 @@ def find_current(store: Store, name: str) -> ModelInUse:
     )
 
 
+def find_decision(store: Store, name: str, model: str) -> dict[str, Any] | None:
+    """The newest row of `promotions` about a version of a model; None where it was never judged."""
+    return next((row for row in _read_decisions(store, name) if row["model"] == model), None)
+
+
 def resolve_model(store: Store, asked: str) -> str:
     """What to load for a model that was asked for: `current:NAME` becomes the weights in use, all else stays."""
     return find_current(store, asked.removeprefix(CURRENT)).source if asked.startswith(CURRENT) else asked

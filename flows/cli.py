@@ -19,6 +19,7 @@ from flows.refiner_command import fit_refiner
 from flows.report_command import report
 from flows.review_commands import listen, pull, push
 from flows.review_server_command import review_server
+from flows.round_command import round
 from flows.store_commands import compact, export, query, sheet
 from flows.triage_command import triage
 from schemas.errors import GapmapError
@@ -32,7 +33,7 @@ app = typer.Typer(
 )
 
 _COMMANDS = (label, triage, query, export, compact, sheet, show, report, push, pull, listen, review_server)
-for _command in (*_COMMANDS, fit_heads, fit_refiner, finetune):
+for _command in (*_COMMANDS, round, fit_heads, fit_refiner, finetune):
     app.command()(_command)
 evaluate.command(name="maps")(evaluate_maps)
 evaluate.command()(ablation)

@@ -111,6 +111,7 @@ def main() -> None:
     quiet_prefect()
     tether_server()
     from engine.store import Store
+    from flows.console import show_round
     from tasks.sheet import draw_sheet
 
     pool, store, queue, sheet = (FOLDER / name for name in ("pool", "store", "review", "contact-sheet.png"))
@@ -118,43 +119,17 @@ def main() -> None:
     truth = make_sample_pool(pool)
     print(f"pool: {pool}   store: {store}")
     summary = run_round(pool, store, queue)
-    _tell(summary)
+    show_round(summary)
     if summary.waits:
         print(f"a simulated annotator answers {answer_tasks(queue, truth)} tasks in {queue}")
         summary = run_round(pool, store, queue)
-        _tell(summary)
+        show_round(summary)
     opened = Store(str(store))
     _print_uncertain(opened, summary.model)
     draw_sheet(opened, sheet, images=10, model=summary.model)
     print(f"\ncontact sheet: {sheet}")
     print(f'ask it something: .venv/bin/gapmap query "SELECT count(*) FROM masks" --store {store}')
     print(f"report of the round: {FOLDER / 'report.html'}")
-
-
-def _tell(summary: RoundSummary) -> None:
-    told = {
-        "pseudolabel": lambda of: (
-            f"{of['masks']} masks of {of['images']} images, {sum(of['errors'].values())} unusable"
-        ),
-        "triage": lambda of: (
-            ", ".join(f"{name} {int(each['masks'])}" for name, each in of["decisions"].items())
-            + "".join(
-                f"; {name} mended {each['held']} of {each['tried']}" for name, each in of["repairs"].items()
-            )
-        ),
-        "push": lambda of: f"{of['masks']} masks in {of['items']} tasks",
-        "pull": lambda of: ", ".join(f"{count} {verdict}" for verdict, count in of["verdicts"].items()),
-        "finetune": lambda of: (
-            f"{of['model']}, held-out IoU {of['held_out_iou'][0]:.3f} to {of['held_out_iou'][1]:.3f}"
-        ),
-        "promote": lambda of: f"{'promoted' if of['promoted'] else 'refused'}: {of['reason']}",
-        "rescore": lambda of: of.get("skipped") or f"{of['masks']} masks by the new version",
-    }
-    for step, numbers in summary.steps.items():
-        if step in told:
-            print(f"  {step:12} {told[step](numbers)}")
-    if summary.waits:
-        print(f"  {'waiting':12} {summary.waits}")
 
 
 def _print_uncertain(store: Store, model: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from prefect import State, flow, get_run_logger
 from prefect.states import Completed
@@ -75,9 +77,8 @@ def finetune(
     Of every labelled set the last fifth of the groups is never learnt from, and of people's answers a fifth of the images. Killed at any moment, the same run goes
     on from its checkpoint in `out`.
     """
-    import json
-
-    from engine.learn.answers import read_every_set, why_wait
+    from engine.learn.answers import read_lessons, why_wait
+    from engine.learn.checkpoints import hold_models
     from engine.models.allocator import keep_freed_memory
     from engine.models.loading import load_segmenter
     from engine.pool import check_address
@@ -93,30 +94,41 @@ def finetune(
     target = Store(store) if store is not None else None
     if target is not None:
         target.check_exists()
-    if target is not None and least_new and (why := why_wait(target, least_new, longest_wait_h)):
+
+    def why_skip() -> str:
+        return why_wait(target, least_new, longest_wait_h) if target is not None and least_new else ""
+
+    if why := why_skip():
         return Completed(name="Skipped", message=why)
-    segmenter = load_segmenter(resolve_model(target, model) if target else model, device=device)
-    sets = read_every_set([Path(path) for path in data], target)
-    if not sets:
-        raise ConfigError(
-            "There is nothing to learn from: no labelled images are given, and the store has no answers."
-        )
-    made = learn_model(segmenter, sets, target, settings or FinetuneSettings(), Path(out), most_uncertain)
-    metrics = json.loads(made.record["metrics"])
-    best = max(metrics["history"], key=lambda looked: looked["iou"])
-    summary = FinetuneSummary(
-        model=made.record["model"],
-        parent=segmenter.model_id,
-        weights=str(made.path),
-        step=metrics["step"],
-        held_out_iou=(metrics["history"][0]["iou"], best["iou"]),
-    )
-    log.info("%s from %s: %s", summary.model, summary.parent, summary.weights)
-    if refit:
-        refit_version(
-            made.path, [Path(path) for path in data], store, refiner_steps, refit_scenes, larger, device
-        )
+    with hold_models(Path(out)):
+        if why := why_skip():  # another run has learnt from them while this one waited
+            return Completed(name="Skipped", message=why)
+        segmenter = load_segmenter(resolve_model(target, model) if target else model, device=device)
+        paths = [Path(path) for path in data]
+        sets = read_lessons(paths, target)
+        if not sets:
+            raise ConfigError(
+                "There is nothing to learn from: no labelled images are given, and the store has no answers."
+            )
+        made = learn_model(segmenter, sets, target, settings or FinetuneSettings(), Path(out), most_uncertain)
+        summary = summarise_version(made.record)
+        log.info("%s from %s: %s", summary.model, summary.parent, summary.weights)
+        if refit:
+            refit_version(made.path, paths, store, refiner_steps, refit_scenes, larger, device)
     return summary
+
+
+def summarise_version(record: Mapping[str, Any]) -> FinetuneSummary:
+    """What came of a fine-tuning, from its row of the table `models`."""
+    metrics = json.loads(record["metrics"])
+    looks = [looked["iou"] for looked in metrics["history"]]
+    return FinetuneSummary(
+        model=record["model"],
+        parent=record["parent"],
+        weights=record["source"],
+        step=metrics["step"],
+        held_out_iou=(looks[0], max(looks)),
+    )
 
 
 def refit_version(
@@ -127,11 +139,20 @@ def refit_version(
     scenes: int,
     larger: str | None,
     device: str | None,
+    keep: bool = False,
 ) -> None:
-    """A refiner and heads of a new version, beside its weights: its tokens mean something else than its parent's."""
+    """A refiner and heads of a new version, beside its weights: its tokens mean something else than its parent's.
+
+    With `keep`, what is there stays as it is.
+    """
+    from engine.uncertainty.head_files import SUFFIX as HEADS
+    from engine.uncertainty.refiner_files import SUFFIX as REFINER
     from flows.head_commands import fit_heads
     from flows.refiner_command import fit_refiner
 
-    fit_refiner(str(weights), data, store, scenes, steps=refiner_steps, device=device)
+    if not (keep and weights.with_name(weights.stem + REFINER).is_file()):
+        fit_refiner(str(weights), data, store, scenes, steps=refiner_steps, device=device)
+    if keep and weights.with_name(weights.stem + HEADS).is_file():
+        return
     tokens = str(weights.parent / "tokens")
     fit_heads(str(weights), larger, data, store, scenes, tokens=tokens, device=device)

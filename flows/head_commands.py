@@ -93,7 +93,7 @@ def fit_heads(
     from engine.evaluate.automatic_masks import judge_automatic
     from engine.evaluate.head_card import render_head_card
     from engine.evaluate.uncertainty import evaluate_uncertainty
-    from engine.learn.answers import read_every_set
+    from engine.learn.answers import read_lessons
     from engine.learn.data import (
         learnable_images,
         leave_out_groups,
@@ -113,7 +113,7 @@ def fit_heads(
     from flows.console import steps_progress
     from schemas.errors import ConfigError, nearest_name
 
-    labelled = read_every_set(data or [], Store(store) if store else None)
+    labelled = read_lessons(data or [], Store(store) if store else None)
     if not labelled and not scenes:
         raise ConfigError(
             "There is nothing to fit to. Give labelled images (--data FOLDER), a --store with answers, or --scenes 500."

@@ -40,7 +40,7 @@ def fit_refiner(
 
     Example: gapmap fit-refiner --model sam-nano --data labelled/ --scenes 300
     """
-    from engine.learn.answers import read_every_set
+    from engine.learn.answers import read_lessons
     from engine.learn.data import learnable_images, make_head_scenes
     from engine.learn.refiner_fitting import RefinerSettings
     from engine.learn.refiner_fitting import fit_refiner as fit
@@ -51,7 +51,7 @@ def fit_refiner(
     from flows.console import steps_progress
     from schemas.errors import ConfigError
 
-    sets = read_every_set(data or [], Store(store) if store else None)
+    sets = read_lessons(data or [], Store(store) if store else None)
     if not sets and not scenes:
         raise ConfigError(
             "There is nothing to fit to. Give labelled images (--data FOLDER), a --store with answers, or --scenes 300."

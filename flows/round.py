@@ -1,28 +1,28 @@
 """One round as a Prefect flow: label, triage, ask, and once people have answered learn, judge, label anew, report.
 
 The table `rounds` is its journal. Every run goes on with the newest round where it stands: a step that is written down is
-not done again, one that was killed is. While too few answers are there a run fetches what there is, and ends.
+not done again, one that was killed is. While too few answers are there a run fetches what there is, labels what is new in the
+pool, fills the queue up, and ends.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 from prefect import flow, get_run_logger
 from pydantic import BaseModel, Field
 
-from flows.finetune import FinetuneSummary, finetune, refit_version
-from flows.pseudolabel import pseudolabel
-from flows.review import Media, MediaUrl, Project, QueueAddress, review_pull, review_push
-from flows.triage import triage
+from flows.review import Media, MediaUrl, Project, QueueAddress
+from flows.round_steps import RoundSteps
+from flows.store_commands import absolute_address
 from schemas.round_settings import RoundSettings
-from tasks.judge_version import judge_version
-from tasks.results import report_round
 
 
 class RoundSummary(BaseModel):
-    """How far a round came: `waits` says what for, and is empty once it has ended; numbers of each step that has."""
+    """How far a round came: `waits` says what for, and is empty once it has ended; numbers of each step that has.
+
+    `model` is the version that is in use after it.
+    """
 
     round_id: str
     model: str
@@ -71,76 +71,71 @@ def round(
     """Go on with the round that is open, or begin one.
 
     Killed at any moment, or run by a schedule while people are still answering, the next run goes on where this one ended.
+    A path that is not absolute is taken from where the flow runs: of a deployment, the checkout.
     """
-    from engine.learn.answers import why_wait
-    from engine.promotion import CURRENT
-    from engine.rounds import RoundJournal
+    from pathlib import Path
+
+    from engine.rounds import RoundJournal, hold_round
     from engine.store import Store
+    from engine.store.layout import attempt_time
+    from tasks.round_report import check_page
 
-    chosen = settings or RoundSettings()
-    target = Store(store)
-    journal = RoundJournal(target)
+    page = Path(report).absolute()
+    check_page(page)  # before a night's work, not after it
+    target = Store(absolute_address(store))
+    work = RoundSteps(
+        target=target,
+        pool=absolute_address(pool),
+        store=absolute_address(store),
+        name=name,
+        out=Path(out).absolute(),
+        data=[Path(of).absolute() for of in data],
+        queue=queue,
+        where=(project, media, media_url),
+        budget=budget,
+        larger=larger,
+        least_new=least_new,
+        longest_wait_h=longest_wait_h,
+        page=page,
+        settings=settings or RoundSettings(),
+        device=device,
+    )
     log = get_run_logger()
-    log.info("round %s", journal.round_id)
-    steps: dict[str, dict[str, Any]] = {}
+    with hold_round(target):
+        journal = RoundJournal(target)
+        log.info("round %s", journal.round_id)
+        steps: dict[str, dict[str, Any]] = {}
+        steps["pseudolabel"] = journal.run("pseudolabel", name, work.label)
+        _check_name(steps["pseudolabel"]["name"], name)
+        model = str(steps["pseudolabel"]["model"])
+        steps["triage"] = journal.run("triage", model, lambda: work.decide(model))
+        asked_before = journal.numbers("push") is not None
+        steps["push"] = journal.run("push", model, lambda: work.ask(model))
+        if journal.numbers("pull") is None:
+            work.fetch()
+            if why := work.why_wait(model):
+                asked = work.ask_more() if asked_before else steps["push"]
+                why = work.why_wait(model, exhausted=not asked["waiting"])
+            if why:
+                log.info("waiting for people: %s", why)
+                return RoundSummary(round_id=journal.round_id, model=model, steps=steps, waits=why)
+        began = attempt_time(journal.round_id)
+        steps["pull"] = journal.run("pull", model, lambda: work.count_answers(began))
+        steps["finetune"] = journal.run("finetune", model, lambda: work.learn(model))
+        new = str(steps["finetune"].get("model", model))
+        steps["promote"] = journal.run("promote", new, lambda: work.judge(steps["finetune"]))
+        steps["rescore"] = journal.run(
+            "rescore", new, lambda: work.rescore(model, steps["finetune"], steps["promote"])
+        )
+        in_use = new if steps["promote"]["promoted"] else model
+        steps["report"] = journal.run("report", in_use, lambda: work.write_page(journal.round_id))
+    return RoundSummary(round_id=journal.round_id, model=in_use, steps=steps)
 
-    def label() -> dict[str, Any]:
-        return pseudolabel(
-            pool,
-            store,
-            CURRENT + name,
-            generate=chosen.generate,
-            shard_size=chosen.shard_size,
-            batch_size=chosen.batch_size,
-            device=device,
-        ).model_dump()
 
-    def decide(model: str) -> dict[str, Any]:
-        return triage(store, model, larger, chosen.triage, device=device).model_dump()
+def _check_name(begun: str, asked: str) -> None:
+    if begun != asked:
+        from schemas.errors import ConfigError
 
-    steps["pseudolabel"] = journal.run("pseudolabel", name, label)
-    model = str(steps["pseudolabel"]["model"])
-    steps["triage"] = journal.run("triage", model, lambda: decide(model))
-    steps["push"] = journal.run(
-        "push",
-        model,
-        lambda: review_push(
-            store, queue, budget, project, model, media, media_url, acquisition=chosen.acquisition
-        ).model_dump(),
-    )
-    if journal.numbers("pull") is None:
-        pulled = review_pull(store, queue, project, media, media_url).model_dump()
-        if why := why_wait(target, least_new, longest_wait_h):
-            log.info("waiting for people: %s", why)
-            return RoundSummary(round_id=journal.round_id, model=model, steps=steps, waits=why)
-        journal.run("pull", model, lambda: pulled)
-    steps["pull"] = journal.run("pull", model, dict)
-
-    def learn() -> dict[str, Any]:
-        made = finetune(out, data, store, CURRENT + name, chosen.finetune, refit=False, device=device)
-        assert isinstance(made, FinetuneSummary), "nothing was to be waited for"
-        return made.model_dump()
-
-    steps["finetune"] = journal.run("finetune", model, learn)
-    new, weights = str(steps["finetune"]["model"]), str(steps["finetune"]["weights"])
-    steps["promote"] = journal.run(
-        "promote",
-        new,
-        lambda: judge_version(target, weights, [Path(of) for of in data], name, chosen.judged_images, device),
-    )
-
-    def rescore() -> dict[str, Any]:
-        if not steps["promote"]["promoted"]:
-            return {"skipped": "the version was refused"}
-        paths = [Path(of) for of in data]
-        refit_version(Path(weights), paths, store, chosen.refiner_steps, chosen.refit_scenes, larger, device)
-        labelled = label()
-        return {**labelled, "triage": decide(str(labelled["model"]))}
-
-    steps["rescore"] = journal.run("rescore", new, rescore)
-    steps["report"] = journal.run(
-        "report",
-        new if steps["promote"]["promoted"] else model,
-        lambda: {"page": str(report_round(target, Path(report), journal.round_id, chosen.triage.good_iou))},
-    )
-    return RoundSummary(round_id=journal.round_id, model=model, steps=steps)
+        raise ConfigError(
+            f"The round that is open in this store is one of {begun}, not of {asked}. End it first: --name {begun}"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,18 +20,28 @@ if TYPE_CHECKING:
 
 @task(name="judge-version", cache_policy=NO_CACHE, persist_result=False)
 def judge_version(
-    store: Store, weights: str, data: Sequence[Path], name: str, images: int | None, device: str | None
+    store: Store,
+    model: str,
+    weights: str,
+    data: Sequence[Path],
+    name: str,
+    images: int | None,
+    device: str | None,
 ) -> dict[str, Any]:
     """See `engine.judging.judge_version`; whether it was promoted, why, and the numbers.
 
-    Where nothing can be kept out to judge on, it is not promoted.
+    What was decided already is not decided again. Where nothing can be kept out to judge on, it is not promoted.
     """
     from engine.judging import judge_version as judge
-    from engine.promotion import find_current
+    from engine.promotion import find_current, find_decision
     from schemas.errors import ConfigError
 
-    if find_current(store, name).source == weights:  # a run that was killed had come so far
-        return {"promoted": True, "reason": "it is in use"}
+    if decided := find_decision(store, name, model):  # a run that was killed had come so far
+        numbers = json.loads(decided["numbers"] or "{}").get("differences", [])
+        if decided["action"] != "refused" and find_current(store, name).model != model:
+            return {"promoted": False, "reason": "it was promoted and put back", "differences": numbers}
+        promoted = decided["action"] != "refused"
+        return {"promoted": promoted, "reason": decided["reason"], "differences": numbers}
 
     with concurrency(DEVICE_LIMIT, occupy=1, strict=False):
         try:

@@ -40,14 +40,19 @@ def write_round_report(
     from engine.store.whole_file import written_whole
     from engine.triage.accept_error import estimate_accept_error
 
+    check_page(out)
+    report = read_report(store, round_id, progress)
+    accept_error = estimate_accept_error(store, report.data.scope.model, good_iou)
+    with written_whole(out) as part:
+        part.write_text(render_page(report, accept_error), encoding="utf-8")
+    return report
+
+
+def check_page(out: Path) -> None:
+    """Raise ConfigError where the page cannot be written."""
     if out.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"{out} does not end in .html. Write for example {out}.html.")
     if not os.access(out.absolute().parent, os.W_OK):
         raise ConfigError(
             f"There is no folder {out.absolute().parent} that can be written to. Make it, or name another."
         )
-    report = read_report(store, round_id, progress)
-    accept_error = estimate_accept_error(store, report.data.scope.model, good_iou)
-    with written_whole(out) as part:
-        part.write_text(render_page(report, accept_error), encoding="utf-8")
-    return report

@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import yaml
+from deployed import ROOT, deploy_all, prefect, running_worker
 from prefect.cli.deploy._models import PrefectYamlModel
 from prefect.exceptions import ParameterTypeError
 
 from engine.store import Store
-
-ROOT = Path(__file__).parents[1]
-
-
-def prefect(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
 
 
 def test_prefect_yaml_has_no_misspelt_keys() -> None:
@@ -48,18 +38,24 @@ def test_deployed_parameters_are_those_of_the_flow() -> None:
     from flows.finetune import finetune
     from flows.pseudolabel import pseudolabel
     from flows.review import review_pull, review_push
+    from flows.round import round
+    from flows.triage import triage
 
     flows = {
         "flows/pseudolabel.py:pseudolabel": pseudolabel,
+        "flows/triage.py:triage": triage,
         "flows/finetune.py:finetune": finetune,
         "flows/review.py:review_push": review_push,
         "flows/review.py:review_pull": review_pull,
+        "flows/round.py:round": round,
     }
     deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
     assert [deployment["entrypoint"] for deployment in deployments] == list(flows)
     for deployment in deployments:
         properties = flows[deployment["entrypoint"]].parameters.properties
         assert set(deployment["parameters"]) <= set(properties)
+        assert deployment["concurrency_limit"]["limit"] == 1
+        assert not any(schedule["active"] for schedule in deployment.get("schedules", []))
 
 
 @pytest.mark.parametrize(
@@ -98,16 +94,8 @@ def unknown_keys(written: Any, understood: Any, path: str = "") -> list[str]:
 def test_deploy_start_a_worker_and_run(
     prefect_server: dict[str, str], small_pool: Path, tmp_path: Path
 ) -> None:
-    pool = prefect(prefect_server, "work-pool", "create", "local", "--type", "process")
-    assert pool.returncode == 0, pool.stderr
     places = {"GAPMAP_POOL": str(small_pool / "0[34].png"), "GAPMAP_STORE": str(tmp_path / "deployed")}
-    deployed = prefect({**prefect_server, **places}, "deploy", "--all")
-    assert deployed.returncode == 0, deployed.stdout + deployed.stderr
-    with (tmp_path / "worker.log").open("w") as log:
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "worker", "start", "--pool", "local"],
-            cwd=tmp_path, env={**prefect_server, "PREFECT_WORKER_QUERY_SECONDS": "1"}, stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
+    deploy_all(prefect_server, **places)
     run = ("deployment", "run", "pseudolabel/default", "--watch")
     another = {
         "pool": str(small_pool),
@@ -116,18 +104,11 @@ def test_deploy_start_a_worker_and_run(
         "shard_size": 5,
         "heads": "weights/sam-nano.heads.safetensors",  # from the checkout, wherever the worker was started
     }
-    try:
+    with running_worker(prefect_server, tmp_path) as log:
         as_deployed = prefect(prefect_server, *run)
         assert as_deployed.returncode == 0, as_deployed.stdout + as_deployed.stderr
         ran = prefect(prefect_server, *run, "--params", json.dumps(another))
-        assert ran.returncode == 0, ran.stdout + ran.stderr + (tmp_path / "worker.log").read_text()
-    finally:
-        os.killpg(worker.pid, signal.SIGTERM)
-        try:
-            worker.wait(30)
-        except subprocess.TimeoutExpired:  # a worker on a busy machine may wait for its own polls
-            os.killpg(worker.pid, signal.SIGKILL)
-            worker.wait()
+        assert ran.returncode == 0, ran.stdout + ran.stderr + log.read_text()
     names = "SELECT regexp_extract(uri, '[^/]+$') AS name FROM images ORDER BY name"
     deployed_store = Store(str(tmp_path / "deployed"))
     assert deployed_store.query(names).to_pylist() == [{"name": "03.png"}, {"name": "04.png"}]

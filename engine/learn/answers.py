@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.learn.data import LabelledImage, LabelledMask, read_sets
+from engine.learn.data import LabelledImage, LabelledMask, learnable_images, read_sets
 from engine.learn.image_loaders import PoolLoader
 from schemas.records import TASKS
 
@@ -26,6 +27,10 @@ _MASKS = """
     ORDER BY l.image_id, l.label_id
 """
 
+_VERDICTS = """
+    SELECT verdict, count(*) AS n FROM labels WHERE pulled_at >= $began AND verdict <> 'withdrawn' GROUP BY verdict
+    ORDER BY n DESC, verdict
+"""
 _NEW = """
     SELECT count(*) AS n, date_part('epoch', now() - min(pulled_at)) / 3600 AS oldest_h FROM labels
     WHERE verdict IN ('correct', 'fixed', 'new', 'no object', 'deleted')
@@ -43,6 +48,24 @@ def read_every_set(data: Iterable[Path], store: Store | None) -> dict[str, list[
     if store is not None and (answers := read_answers(store)):
         sets[ANSWERS] = answers
     return sets
+
+
+def read_lessons(data: Iterable[Path], store: Store | None) -> dict[str, list[LabelledImage]]:
+    """The same without people's answers as long as all of them are kept out: there is nothing to learn from those yet.
+
+    Raises:
+        ConfigError: as `read_every_set`.
+    """
+    sets = read_every_set(data, store)
+    if ANSWERS in sets and not learnable_images(sets[ANSWERS]):
+        del sets[ANSWERS]
+    return sets
+
+
+def count_verdicts(store: Store, began: datetime) -> dict[str, int]:
+    """How many rows of each verdict were pulled since a moment, the most frequent first."""
+    rows = store.read(lambda snapshot: snapshot.rows(_VERDICTS, {"began": began}))
+    return {str(row["verdict"]): int(row["n"]) for row in rows}
 
 
 def why_wait(store: Store, least_new: int, longest_wait_h: float | None = None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,3 +41,16 @@ def load_checkpoint(path: Path, identity: str, device: torch.device) -> dict[str
             "the file to begin anew."
         )
     return saved
+
+
+@contextmanager
+def hold_models(folder: Path) -> Iterator[None]:
+    """While in this context, no other process of this machine learns into a folder of models: they share its checkpoint.
+
+    Waits for one that does; a killed one lets go. What holds it already may hold it again.
+    """
+    from filelock import FileLock
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock((folder / "finetune.lock").absolute(), thread_local=False, is_singleton=True):
+        yield

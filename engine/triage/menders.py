@@ -25,9 +25,8 @@ def find_menders(segmenter: Segmenter, larger: str | None, device: str | None = 
     """
     heads = find_heads(segmenter)
     menders: dict[str, Mender] = {}
-    known = heads.larger.partition("@")[0] if heads else ""
-    asked = larger or (known if known in MODELS else "none")
-    if asked != "none":
+    asked = find_larger(segmenter, larger)
+    if asked is not None:
         other = load_segmenter(asked, device=device)
         its = find_heads(other)
         if its is not None and "iou" in its.names:
@@ -40,3 +39,12 @@ def find_menders(segmenter: Segmenter, larger: str | None, device: str | None = 
     if heads is not None and "iou" in heads.names:
         menders["better prompt"] = Mender(segmenter, heads, find_refiner(segmenter))
     return menders
+
+
+def find_larger(segmenter: Segmenter, larger: str | None) -> str | None:
+    """The model that uncertain work goes to, as `load_segmenter` takes it; None for none. `larger` as in `find_menders`."""
+    if larger is not None:
+        return None if larger == "none" else larger
+    heads = find_heads(segmenter)
+    known = heads.larger.partition("@")[0] if heads else ""
+    return known if known in MODELS else None

@@ -1,0 +1,131 @@
+"""The command `gapmap round`: its options, and the flow run in this process behind a bar."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.head_commands import DataOption
+from flows.own_prefect import quiet_prefect, tether_server
+from flows.review_commands import MediaOption, MediaUrlOption, ProjectOption, QueueOption
+from flows.store_commands import StoreOption, absolute_address
+
+
+def round(
+    pool: Annotated[
+        str, typer.Argument(help="Folder, bucket or list of images: any fsspec URL, globs allowed.")
+    ],
+    store: StoreOption,
+    name: Annotated[
+        str, typer.Option(help="The model, whose version in use labels: a registry name.")
+    ] = "sam-nano",
+    out: Annotated[Path, typer.Option(help="Folder of the model's versions.")] = Path("models"),
+    queue: QueueOption = None,
+    project: ProjectOption = "gapmap",
+    media: MediaOption = None,
+    media_url: MediaUrlOption = None,
+    budget: Annotated[int, typer.Option(min=1, help="Masks that wait for people at once, at most.")] = 100,
+    larger: Annotated[
+        str | None,
+        typer.Option(
+            help="The model that uncertain masks go to: registry name, path or URL, or none. Default: the one that the heads' "
+            "model_gap speaks of."
+        ),
+    ] = None,
+    data: DataOption = None,
+    least_new: Annotated[
+        int, typer.Option(min=1, help="Masks that have to be answered before it learns.")
+    ] = 100,
+    longest_wait: Annotated[
+        float | None, typer.Option(min=0, help="Or hours since the first of them. Default: never.")
+    ] = None,
+    report: Annotated[Path, typer.Option(help="HTML file of the report.")] = Path("gapmap-report.html"),
+    points_per_side: Annotated[
+        int | None, typer.Option(help="Grid of point prompts of an image, per side. Default: 32.")
+    ] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(help="Which masks people are asked about, as for push. Default: uncertainty."),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Updates of the fine-tuning, at most. Default: 300.")
+    ] = None,
+    settings: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON file with the settings of every step, as the flow takes them (docs/rounds.md); options go before.",
+            show_default=False,
+        ),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cuda, cuda:N, mps or cpu. Default: the best there is.")
+    ] = None,
+) -> None:
+    """Go on with a round, or begin one: label, triage, ask people; once they have answered fine-tune, judge, label anew, report.
+
+    Each step is written down when it has ended. While people are answering the command says what it waits for, and ends; run
+    it again whenever you like, also after it was stopped: it goes on where it was.
+
+    Example: gapmap round photos/ --store masks/ --queue review/
+    """
+    chosen = _read_settings(settings)
+    for step, key, value in (
+        ("generate", "points_per_side", points_per_side),
+        ("acquisition", "strategy", strategy),
+        ("finetune", "steps", steps),
+    ):
+        if value is not None:
+            chosen[step] = {**chosen.get(step, {}), key: value}
+    from schemas.round_settings import RoundSettings
+
+    checked = RoundSettings(**chosen)
+    quiet_prefect()
+    tether_server()
+    from flows.console import show_round, steps_progress
+    from tasks.progress import hearing_steps
+
+    with steps_progress("round") as bar, hearing_steps(bar):
+        from flows.round import round as run
+
+        summary = run(
+            absolute_address(pool),
+            absolute_address(store),
+            name,
+            str(out.absolute()),
+            queue,
+            project,
+            media,
+            media_url,
+            budget,
+            larger,
+            [str(path.absolute()) for path in data or []],
+            least_new,
+            longest_wait,
+            str(report.absolute()),
+            checked,
+            device,
+        )
+    typer.echo(f"round {summary.round_id}")
+    show_round(summary)
+    if summary.waits:
+        typer.echo("The same command goes on when people have answered.")
+    else:
+        typer.echo(f"{summary.model} is in use. The same command begins the next round.")
+
+
+def _read_settings(path: Path | None) -> dict[str, Any]:
+    import json
+
+    from schemas.errors import ConfigError
+
+    if path is None:
+        return {}
+    try:
+        read = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as JSON ({error}).") from None
+    if not isinstance(read, dict):
+        raise ConfigError(f'{path} has to hold an object, such as {{"generate": {{"points_per_side": 16}}}}.')
+    return read
