@@ -45,7 +45,7 @@ def make_sample_pool(folder: Path) -> dict[str, list[np.ndarray]]:
     scenes = {f"scene-{seed}.png": make_scene(seed, _SCENE_SIZE) for seed in _SCENES}
     for name, scene in scenes.items():
         Image.fromarray(scene.image).save(folder / name)
-    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not the whole of it")
+    (folder / "broken.png").write_bytes((folder / "coins.png").read_bytes()[:2000])
     truth = {}
     for item in list_pool(str(folder.absolute()), PoolSettings()):
         if (name := item.uri.rpartition("/")[2]) in scenes:
@@ -72,7 +72,7 @@ def answer_tasks(queue: Path, truth: dict[str, list[np.ndarray]]) -> int:
     return len(answered)
 
 
-def run_round(pool: Path, store: Path, queue: Path, *, show: bool = True) -> RoundSummary:
+def run_round(pool: Path, store: Path, queue: Path) -> RoundSummary:
     """One call of the round flow with settings that are over in minutes on two cores."""
     from flows.console import steps_progress
     from flows.round import round as run
