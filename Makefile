@@ -29,7 +29,7 @@ $(STAMP): requirements.lock pyproject.toml
 	PREFECT_API_URL= $(BIN)/gapmap doctor --quiet
 	@touch $@
 
-demo: install  ## label a sample pool and show the ten most uncertain masks
+demo: install  ## a whole round on a sample pool, with a simulated annotator, to its report
 	$(BIN)/python -m flows.demo
 
 review: install  ## a Label Studio server for the people who answer, on this machine; Ctrl-C ends it
