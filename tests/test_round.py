@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from store_rows import fetch
 
+from engine.learn.checkpoints import save_checkpoint
 from engine.models.loading import load_segmenter
 from engine.models.registry import MODELS
 from engine.pool import list_pool, read_image
@@ -137,6 +138,7 @@ def test_a_round_waits_goes_on_after_every_kill_does_nothing_twice_and_the_next_
     )
 
     assert answer_tasks(command.queue, truth, "first") >= 3
+    save_checkpoint(command.models / "finetune.checkpoint", "fewer answers", {"step": 1})
     records = command.store.files.root + "/models"
     command.run_until(lambda: len(list(Path(records).glob("*/*.parquet"))) == 2)
     assert command.rows() == [(step, "done") for step in STEPS[:4]], "learnt, but not written down"
@@ -178,7 +180,7 @@ def test_a_version_that_somebody_else_taught_is_judged_and_labels_with_heads_of_
 ) -> None:
     """As by the finetune deployment. A bad version is in use, so that the better one passes for certain."""
     write_scenes(tmp_path / "pool", range(720, 722))
-    labelled = write_coco(tmp_path / "labelled", range(730, 745))
+    labelled = write_coco(tmp_path / "labelled", range(730, 740))
     command = RoundCommand(tmp_path, prefect_server, "--data", labelled, "--budget", 4, "--report", "r.html")
     store = command.store
     bad = load_segmenter(write_version(command.models / "bad", 0.1, 0), device="cpu")
