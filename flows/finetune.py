@@ -71,6 +71,12 @@ def finetune(
         float | None,
         Field(ge=0, description="or the oldest of these answers is so old, hours; never if not given"),
     ] = None,
+    anew: Annotated[
+        bool,
+        Field(
+            description="begin anew where a run with other labels or settings was killed; else that is refused"
+        ),
+    ] = False,
 ) -> FinetuneSummary | State:
     """Fine-tune a model on people's masks without forgetting what it knew.
 
@@ -110,7 +116,8 @@ def finetune(
             raise ConfigError(
                 "There is nothing to learn from: no labelled images are given, and the store has no answers."
             )
-        made = learn_model(segmenter, sets, target, settings or FinetuneSettings(), Path(out), most_uncertain)
+        how = settings or FinetuneSettings()
+        made = learn_model(segmenter, sets, target, how, Path(out), most_uncertain, anew)
         summary = summarise_version(made.record)
         log.info("%s from %s: %s", summary.model, summary.parent, summary.weights)
         if refit:
@@ -145,13 +152,18 @@ def refit_version(
 
     With `keep`, what is there stays as it is.
     """
+    from engine.learn.checkpoints import StaleCheckpointError
     from engine.uncertainty.head_files import SUFFIX as HEADS
     from engine.uncertainty.refiner_files import SUFFIX as REFINER
     from flows.head_commands import fit_heads
     from flows.refiner_command import fit_refiner
 
     if not (keep and weights.with_name(weights.stem + REFINER).is_file()):
-        fit_refiner(str(weights), data, store, scenes, steps=refiner_steps, device=device)
+        try:
+            fit_refiner(str(weights), data, store, scenes, steps=refiner_steps, device=device)
+        except StaleCheckpointError as error:  # more was answered since it was killed
+            error.path.unlink()
+            fit_refiner(str(weights), data, store, scenes, steps=refiner_steps, device=device)
     if keep and weights.with_name(weights.stem + HEADS).is_file():
         return
     tokens = str(weights.parent / "tokens")

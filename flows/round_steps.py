@@ -122,6 +122,7 @@ class RoundSteps:
                 settings,
                 refit=False,
                 device=self.device,
+                anew=True,  # more may have been answered since a run was killed
             )
         assert isinstance(made, FinetuneSummary), "nothing was to be waited for"
         return made.model_dump()

@@ -31,9 +31,14 @@ def learn_model(
     settings: FinetuneSettings,
     out: Path,
     most_uncertain: float,
+    anew: bool = False,
 ) -> ModelVersion:
-    """Fine-tune, and record the new version in the store; see `engine.finetune.finetune_model`."""
+    """Fine-tune, and record the new version in the store; see `engine.finetune.finetune_model`.
+
+    With `anew`, a checkpoint of other labels or settings is removed: nobody is there who could decide.
+    """
     from engine.finetune import finetune_model
+    from engine.learn.checkpoints import StaleCheckpointError
     from tasks.progress import tell_steps
 
     log = get_run_logger()
@@ -55,10 +60,20 @@ def learn_model(
                 "update %d of %d: loss %.3f, held-out IoU %.3f", done, total, looked["loss"], looked["iou"]
             )
 
-    with concurrency(DEVICE_LIMIT, occupy=1, strict=False):
-        made = finetune_model(
+    def learn() -> ModelVersion:
+        return finetune_model(
             segmenter, sets, store, settings, out, most_uncertain=most_uncertain, progress=progress
         )
+
+    with concurrency(DEVICE_LIMIT, occupy=1, strict=False):
+        try:
+            made = learn()
+        except StaleCheckpointError as error:
+            if not anew:
+                raise
+            log.warning("%s was of other labels or settings: it begins anew", error.path)
+            error.path.unlink()
+            made = learn()
     if store is not None:
         store.record_model(made.record)
     update_progress_artifact(artifact, 100.0)  # type: ignore[arg-type]

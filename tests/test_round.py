@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from store_rows import fetch
 
+from engine.learn.checkpoints import save_checkpoint
 from engine.models.loading import load_segmenter
 from engine.models.registry import MODELS
 from engine.pool import list_pool, read_image
@@ -26,7 +28,8 @@ from engine.promotion import find_current
 from engine.review.simulated_people import SimulatedAnnotator
 from engine.scenes import make_scene
 from engine.store import Store
-from engine.uncertainty.head_files import read_heads
+from engine.triage.menders import find_larger
+from engine.uncertainty.head_files import read_heads, write_heads
 from schemas.settings import PoolSettings
 
 ROOT = Path(__file__).parents[1]
@@ -135,6 +138,7 @@ def test_a_round_waits_goes_on_after_every_kill_does_nothing_twice_and_the_next_
     )
 
     assert answer_tasks(command.queue, truth, "first") >= 3
+    save_checkpoint(command.models / "finetune.checkpoint", "fewer answers", {"step": 1})
     records = command.store.files.root + "/models"
     command.run_until(lambda: len(list(Path(records).glob("*/*.parquet"))) == 2)
     assert command.rows() == [(step, "done") for step in STEPS[:4]], "learnt, but not written down"
@@ -176,10 +180,14 @@ def test_a_version_that_somebody_else_taught_is_judged_and_labels_with_heads_of_
 ) -> None:
     """As by the finetune deployment. A bad version is in use, so that the better one passes for certain."""
     write_scenes(tmp_path / "pool", range(720, 722))
-    labelled = write_coco(tmp_path / "labelled", range(730, 745))
+    labelled = write_coco(tmp_path / "labelled", range(730, 740))
     command = RoundCommand(tmp_path, prefect_server, "--data", labelled, "--budget", 4, "--report", "r.html")
     store = command.store
     bad = load_segmenter(write_version(command.models / "bad", 0.1, 0), device="cpu")
+    shipped = read_heads(MODELS["sam-nano"].path.with_name("sam-nano.heads.safetensors"))
+    write_heads(
+        replace(shipped, model_id=bad.model_id), command.models / "bad" / "sam-nano.heads.safetensors"
+    )
     good = load_segmenter(write_version(command.models / "good", 1e-5, 1), device="cpu")
     decision = {"name": "sam-nano", "action": "promoted", "source": bad.source, "reason": "a test"}
     before = {"previous": "sam-nano@0", "previous_source": "sam-nano"}
@@ -204,6 +212,14 @@ def test_a_version_that_somebody_else_taught_is_judged_and_labels_with_heads_of_
     decided = f"SELECT count(*) > 0 FROM decisions WHERE model = '{good.model_id}'"
     assert fetch(store, decided) == [(True,)]
     assert (tmp_path / "r.html").is_file()
+
+
+def test_new_heads_know_the_larger_model_that_the_old_ones_knew() -> None:
+    nano = load_segmenter("sam-nano", device="cpu")
+    assert find_larger(nano, None) == "sam2-mini"
+    assert find_larger(nano, "none") is None
+    assert find_larger(nano, "models/large.pt") == "models/large.pt"
+    assert find_larger(load_segmenter("sam2-mini", device="cpu"), None) is None
 
 
 def test_what_cannot_work_is_said_before_any_work(tmp_path: Path) -> None:

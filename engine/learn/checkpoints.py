@@ -12,6 +12,21 @@ import torch
 from schemas.errors import ConfigError
 
 
+class StaleCheckpointError(ConfigError):
+    """A checkpoint was written with other data, settings or weights.
+
+    Attributes:
+        path: where it lies.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"{path} is the checkpoint of another run: other data, settings or weights. Go on with those, or remove "
+            "the file to begin anew."
+        )
+        self.path = path
+
+
 def save_checkpoint(path: Path, identity: str, state: dict[str, Any]) -> None:
     """Write tensors, numbers and texts; killed meanwhile, the one before stays.
 
@@ -30,16 +45,13 @@ def load_checkpoint(path: Path, identity: str, device: torch.device) -> dict[str
     """What a run has saved, on a device; None if it has not.
 
     Raises:
-        ConfigError: the file is another run's.
+        StaleCheckpointError: the file is another run's.
     """
     if not path.exists():
         return None
     saved = torch.load(path, weights_only=True, map_location=device)
     if saved.pop("identity", None) != identity:
-        raise ConfigError(
-            f"{path} is the checkpoint of another run: other data, settings or weights. Go on with those, or remove "
-            "the file to begin anew."
-        )
+        raise StaleCheckpointError(path)
     return saved
 
 
