@@ -153,15 +153,20 @@ def print_memory(arguments: argparse.Namespace, settings: GenerateSettings) -> N
     segmenter = load_segmenter(arguments.model[0], device=arguments.device, precision="fp32")
     images = read_images(arguments.data[0], min(arguments.images, 4))
     make = {"package": build_package, "gapmap": build_ours}[arguments.memory_of](segmenter, settings)
+    print(peak_memory(lambda: make(images)))
+
+
+def peak_memory(run: Callable[[], object]) -> float:
+    """MiB of resident memory that a call needs at most on top of what the process has."""
     process = psutil.Process()
     before = peak = process.memory_info().rss
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(make, images)
+        running = pool.submit(run)
         while not running.done():
             peak = max(peak, process.memory_info().rss)
             time.sleep(0.005)
     running.result()
-    print((peak - before) / 2**20)
+    return (peak - before) / 2**20
 
 
 def describe_machine() -> dict[str, Any]:
