@@ -123,25 +123,25 @@ class Cells:
         """Let the cells read the tokens, and normalise them."""
         match_NXL = self._match(key_NHTD, writing.queries, writing.outs)
         weight_NKL = match_NXL.unflatten(1, key_NHTD.shape[1:3]).softmax(2).flatten(1, 2)
+        self._values.append(torch.cat([value_NHTD, torch.ones_like(value_NHTD[..., :1])], -1))
         if self.weight_NKL is not None:
             weight_NKL = torch.cat([self.weight_NKL, weight_NKL], 1)
-        self._values.append(torch.cat([value_NHTD, torch.ones_like(value_NHTD[..., :1])], -1))
         basis_NKC = self.basis(writing.centred_outs)
-        products_NKL = torch.cat(
-            [(value @ of).flatten(1, 2) for value, of in zip(self._values, writing.products, strict=True)], 1
-        )
-        # A variance is a small difference of large sums where much cancels.
+        # In fp32: a variance is a small difference of large sums where much cancels.
         with torch.autocast(weight_NKL.device.type, enabled=False):
             weight_NKL, basis_NKC = weight_NKL.float(), basis_NKC.float()
-            products_NKL, square_N1L = products_NKL.float(), writing.square_S1L.float()
-            if self.scale_N1L is not None:
-                products_NKL = products_NKL * self.scale_N1L
-                square_N1L = square_N1L * self.scale_N1L.square()
-            products_NKL = torch.baddbmm(products_NKL, basis_NKC @ basis_NKC.mT, weight_NKL, beta=2)
-            square_N1L = square_N1L + (weight_NKL * products_NKL).sum(1, keepdim=True)
+            both_N1L = torch.zeros_like(weight_NKL[:, :1])
+            parts = zip(weight_NKL.chunk(len(self._values), 1), self._values, writing.products, strict=True)
+            for weight_NXL, value_NHTE, product_SHEL in parts:
+                product_NXL = (value_NHTE.float() @ product_SHEL.float()).flatten(1, 2)
+                both_N1L += product_NXL.mul_(weight_NXL).sum(1, keepdim=True)
+            own_NKL = (basis_NKC @ basis_NKC.mT) @ weight_NKL
+            own_N1L = own_NKL.mul_(weight_NKL).sum(1, keepdim=True)
+            scale_N1L = 1.0 if self.scale_N1L is None else self.scale_N1L
+            square_N1L = own_N1L + scale_N1L * (2 * both_N1L + scale_N1L * writing.square_S1L.float())
             inverse_N1L = (square_N1L.clamp(min=0) / basis_NKC.shape[-1] + writing.eps).rsqrt()
-            self.weight_NKL = weight_NKL * inverse_N1L
-            self.scale_N1L = inverse_N1L if self.scale_N1L is None else self.scale_N1L * inverse_N1L
+            self.weight_NKL = weight_NKL.mul_(inverse_N1L)
+            self.scale_N1L = scale_N1L * inverse_N1L
 
     def _match(self, tokens_NHTD: torch.Tensor, cells: _Projection, outs: Sequence[torch.Tensor]) -> torch.Tensor:
         """Scores of an attention between tokens and cells, NXL."""

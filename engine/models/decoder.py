@@ -22,7 +22,7 @@ from schemas.records import Decoded, Embedding, Prompts
 # The prompt encoders' labels for the corners of a box.
 TOP_LEFT, BOTTOM_RIGHT = 2, 3
 # Prompts whose tokens are treated at once. Of their cells, a CPU treats no more than its cache holds.
-_PROMPTS = 32
+_PROMPTS = 16
 _CPU_CELLS = 4096
 
 
@@ -204,16 +204,16 @@ def _decode_part(
     weights_NMC = torch.stack(
         [mask_decoder.output_hypernetworks_mlps[i](mask_tokens_N4C[:, i]) for i in wanted], dim=1
     )
-    if min_iou is None:
-        drawn_N = torch.ones(n, dtype=torch.bool, device=device)
-        pieces = zip(cells, weights_NMC.split(width), strict=True)
-        logits = [upscaling.draw(cell, weights) for cell, weights in pieces]
-    else:
+    drawn_N = torch.ones(n, dtype=torch.bool, device=device)
+    if min_iou is not None:
         # Predictions need the tokens alone, and drawing costs more than they do.
         drawn_N = (iou_NM > min_iou).any(1)
         iou_NM, iou_token_NC, mask_tokens_N4C = (x[drawn_N] for x in (iou_NM, iou_token_NC, mask_tokens_N4C))
-        pieces = zip(cells, weights_NMC.split(width), drawn_N.split(width), strict=True)
-        logits = [upscaling.draw(cell, weights, drawn.nonzero()[:, 0]) for cell, weights, drawn in pieces]
+    logits = []
+    for cell, weights, drawn in zip(cells, weights_NMC.split(width), drawn_N.split(width), strict=True):
+        index = None if min_iou is None else drawn.nonzero()[:, 0]
+        if index is None or len(index) or not logits:
+            logits.append(upscaling.draw(cell, weights, index))
     # Under autocast they come in half precision.
     return torch.cat(logits).float(), iou_NM, iou_token_NC.float(), mask_tokens_N4C.float(), drawn_N
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 from engine.models.cells import Cells, Stage
 
 # What is drawn at once stays in a core's cache.
-_CPU_CELLS = 1024
+_CPU_CELLS = 512
 
 
 class Upscaling:
@@ -36,19 +36,18 @@ class Upscaling:
         """
         enlarge_1, self._norm, self._activate_1, enlarge_2, self._activate_2 = mask_decoder.output_upscaling
         weight_CF, bias_F = _product(enlarge_1)
-        weight_CG, self._bias_G = _product(enlarge_2)
-        self._weight_GC = weight_CG.mT.contiguous()
+        self._weight_CG, bias_G = _product(enlarge_2)
         self._outs = [out_HEC @ weight_CF for out_HEC in stage.outs]
         self._shared_SLF = stage.shared_SLC @ weight_CF
         self._added_SLF = (stage.constant_C @ weight_CF + bias_F)[None, None]
-        self._fine_SLPG = None
+        self._fine_SLPG = bias_G[None, None, None]
         if high_res:
             stride_4, stride_8 = high_res
             # By cell, then by pixel of the first and of the second enlargement inside it.
             coarse = stride_8.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).permute(0, 2, 4, 3, 5, 1)
             fine = stride_4.unflatten(3, (-1, 2, 2)).unflatten(2, (-1, 2, 2)).permute(0, 2, 5, 3, 6, 4, 7, 1)
             self._added_SLF = self._added_SLF + coarse.flatten(3).flatten(1, 2)
-            self._fine_SLPG = fine.flatten(5).flatten(3, 4).flatten(1, 2)
+            self._fine_SLPG = self._fine_SLPG + fine.flatten(5).flatten(3, 4).flatten(1, 2)
 
     def draw(
         self, cells: Cells, weights_NMC: torch.Tensor, index_K: torch.Tensor | None = None
@@ -67,7 +66,7 @@ class Upscaling:
         if index_K is not None:
             cells, weights_NMC = cells.pick(index_K), weights_NMC[index_K]
             shared_SLF, added_SLF, fine_SLPG = (
-                x if x is None or len(x) == 1 else x[index_K] for x in (shared_SLF, added_SLF, fine_SLPG)
+                x if len(x) == 1 else x[index_K] for x in (shared_SLF, added_SLF, fine_SLPG)
             )
         basis_NKF = cells.basis(self._outs)
         count = shared_SLF.shape[1]
@@ -81,14 +80,15 @@ class Upscaling:
             x_NLPC = x_NLF.unflatten(2, (4, -1))
             norm = self._norm
             x_NLPC = functional.layer_norm(x_NLPC, x_NLPC.shape[-1:], norm.weight, norm.bias, norm.eps)
-            x_NLPG = functional.linear(self._activate_1(x_NLPC), self._weight_GC, self._bias_G)
-            if fine_SLPG is not None:
-                x_NLPG += fine_SLPG[:, part]
+            x_NLPG = self._activate_1(x_NLPC) @ self._weight_CG
+            x_NLPG += fine_SLPG if fine_SLPG.shape[1] == 1 else fine_SLPG[:, part]
             pixels_NLC = self._activate_2(x_NLPG).unflatten(3, (4, -1)).flatten(1, 3)
             drawn.append(weights_NMC @ pixels_NLC.mT)
         side = math.isqrt(count)
-        logits = torch.cat(drawn, 2).unflatten(2, (side, side, 2, 2, 2, 2))
-        return logits.permute(0, 1, 2, 4, 6, 3, 5, 7).reshape(*logits.shape[:2], 4 * side, 4 * side)
+        # From cell, pixel, pixel to rows; two pixels are moved as one number, which a CPU does ten times as fast.
+        pairs = torch.cat(drawn, 2).float().view(torch.int64).unflatten(2, (side, side, 2, 2, 2))
+        rows = pairs.permute(0, 1, 2, 4, 6, 3, 5).reshape(*pairs.shape[:2], 4 * side, 2 * side)
+        return rows.view(torch.float32)
 
 
 def _product(enlarge: torch.nn.ConvTranspose2d) -> tuple[torch.Tensor, torch.Tensor]:
