@@ -174,7 +174,9 @@ def race(name: str, points: int, turns: int) -> dict[str, Any]:
         result[f"{side}_ms_a_prompt"] = round(statistics.median(seconds[side]) / points * 1e3, 2)
     result["ratio"] = round(statistics.median(ratios), 2)
     result["ratios"] = [round(ratio, 2) for ratio in ratios]
-    result["logits_difference"], result["iou_difference"] = (max(kind) for kind in zip(*differences, strict=True))
+    result["logits_difference"], result["iou_difference"] = (
+        max(kind) for kind in zip(*differences, strict=True)
+    )
     result["logits_deviation"] = round(spread, 2)
     for side in sides:
         result |= {f"{side}_{what}": value for what, value in counted[side].items()}
@@ -187,7 +189,9 @@ def race(name: str, points: int, turns: int) -> dict[str, Any]:
 def measure_memory(side: str, name: str, threads: int) -> int:
     """MiB that one side needs for 64 points on top of the loaded model, in a process of its own."""
     command = [sys.executable, __file__, "--memory-of", side, "--model", name, "--threads", str(threads)]
-    return round(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]))
+    return round(
+        float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    )
 
 
 @torch.inference_mode()
@@ -205,7 +209,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--model", nargs="+", default=["sam-vit-b", "sam-nano"], help="registry names")
     parser.add_argument("--points", nargs="+", type=int, default=[64, 1024], help="points of the image")
-    parser.add_argument("--turns", type=int, default=3, help="turns of each number of points; one from 1,000 on")
+    parser.add_argument(
+        "--turns", type=int, default=3, help="turns of each number of points; one from 1,000 on"
+    )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of both sides")
     parser.add_argument("--memory-of", choices=["package", "gapmap"], help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -223,7 +229,8 @@ def main() -> None:
     results = []
     for name in arguments.model:
         memory = {
-            f"{side}_peak_mib": measure_memory(side, name, arguments.threads) for side in ("package", "gapmap")
+            f"{side}_peak_mib": measure_memory(side, name, arguments.threads)
+            for side in ("package", "gapmap")
         }
         for points in arguments.points:
             result = race(name, points, arguments.turns if points < 1000 else 1) | memory

@@ -49,7 +49,9 @@ class Reading:
     def __init__(self, attention: Any, stage: Stage) -> None:
         self.attention, self.outs = attention, stage.outs
         self.keys = _Projection(attention.num_heads, attention.k_proj, stage, stage.position_LC)
-        values = _Projection(attention.num_heads, attention.v_proj, stage, torch.zeros_like(stage.position_LC[:1]))
+        values = _Projection(
+            attention.num_heads, attention.v_proj, stage, torch.zeros_like(stage.position_LC[:1])
+        )
         self.value_SHLD = values.shared_SHDL.mT.contiguous()
         self.value_weight_HDC = values.weight_HDC
         self.constant_1H1D = None if values.added_1HDL is None else values.added_1HDL.mT
@@ -143,7 +145,9 @@ class Cells:
             self.weight_NKL = weight_NKL.mul_(inverse_N1L)
             self.scale_N1L = scale_N1L * inverse_N1L
 
-    def _match(self, tokens_NHTD: torch.Tensor, cells: _Projection, outs: Sequence[torch.Tensor]) -> torch.Tensor:
+    def _match(
+        self, tokens_NHTD: torch.Tensor, cells: _Projection, outs: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
         """Scores of an attention between tokens and cells, NXL."""
         tokens_NHTD = tokens_NHTD / math.sqrt(tokens_NHTD.shape[-1])
         match_NXL = (tokens_NHTD @ cells.shared_SHDL).flatten(1, 2)

@@ -2,10 +2,11 @@
 
 The packages' own `MaskDecoder.forward` takes one image at a time, repeats its features for every
 prompt, and keeps the tokens to itself. What is here does the same arithmetic with the same modules
-for prompts over many images, and hands out the tokens. No step reads a value back from the device.
+for prompts over many images, in an order that repeats nothing (see `cells`), and hands out the tokens.
+Without `min_iou`, no step reads a value back from the device.
 
-Shape suffixes: N prompts, B images, P prompt tokens, C channels (256), e side of the embedding,
-h w mask grid.
+Shape suffixes: N prompts, B images, S sources, P prompt tokens, C channels (256), e side of the
+embedding, L its e x e cells, h w mask grid.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from schemas.records import Decoded, Embedding, Prompts
 
 # The prompt encoders' labels for the corners of a box.
 TOP_LEFT, BOTTOM_RIGHT = 2, 3
-# Prompts whose tokens are treated at once. Of their cells, a CPU treats no more than its cache holds.
-_PROMPTS = 16
+# Prompts whose tokens are treated at once, and whose state is kept; of their cells, a CPU treats at once
+# no more than its cache holds.
+_PROMPTS = {"cpu": 16, "cuda": 64, "mps": 64}
 _CPU_CELLS = 4096
 
 
@@ -109,7 +111,8 @@ def decode_masks(
         prompt_encoder: the `PromptEncoder` beside it, for mask prompts.
         embedding: image features; with high-resolution features if the decoder uses them.
         position_1Cee: the prompt encoder's dense positional encoding, once for all.
-        image_index_N: image of each prompt, on the features' device.
+        image_index_N: image of each prompt. On the host, prompts of one image that follow each other share
+            its projections; an index on the device is not read back, and its prompts share nothing.
         sparse_NPC: from `embed_points`; P may be 0.
         masks_N1hw: mask prompts, or None.
         multimask: outputs 1..3, else output 0 (or what SAM 2 puts in its place when it is unstable).
@@ -136,23 +139,20 @@ def decode_masks(
         two_way = TwoWay(mask_decoder.transformer, source_SLC, position_LC)
         high_res = [fine_BChw[images] for fine_BChw in embedding.high_res]
         upscaling = Upscaling(mask_decoder, two_way.stage, high_res)
-        for sparse_nPC in sparse_NPC[group].split(_PROMPTS):
+        for sparse_nPC in sparse_NPC[group].split(_PROMPTS[sparse_NPC.device.type]):
             parts.append(_decode_part(mask_decoder, two_way, upscaling, sparse_nPC, multimask, min_iou))
 
-    logits_NMhw, iou_NM, iou_token_NC, mask_tokens_N4C, drawn_N = (
+    logits_NMhw, iou_NM, iou_token_NC, mask_tokens_N4C, drawn_P, promise_P = (
         torch.cat(pieces) for pieces in zip(*parts, strict=True)
     )
     if not multimask and getattr(mask_decoder, "dynamic_multimask_via_stability", False):
         logits_NMhw, iou_NM = mask_decoder._dynamic_multimask_via_stability(logits_NMhw, iou_NM)
+        promise_P = iou_NM[:, 0]
     # Without a cut it is known which are drawn, and nothing is read back.
-    prompt_N = torch.arange(len(drawn_N), device=drawn_N.device)
-    return Decoded(
-        logits_NMhw,
-        iou_NM,
-        iou_token_NC,
-        mask_tokens_N4C,
-        prompt_N if min_iou is None else prompt_N[drawn_N],
-    )
+    prompt_N = torch.arange(len(drawn_P), device=drawn_P.device)
+    if min_iou is not None:
+        prompt_N = prompt_N[drawn_P]
+    return Decoded(logits_NMhw, iou_NM, iou_token_NC, mask_tokens_N4C, prompt_N, promise_P)
 
 
 def _group_prompts(
@@ -169,7 +169,7 @@ def _group_prompts(
             yield slice(start, start + count), slice(image, image + 1)
             start += count
     else:  # an index on the device is not read back
-        size = 1 if device.type == "cpu" else _PROMPTS
+        size = 1 if device.type == "cpu" else _PROMPTS[device.type]
         for start in range(0, max(n, 1), size):
             yield slice(start, start + size), image_index_N[start : start + size]
 
@@ -182,7 +182,7 @@ def _decode_part(
     multimask: bool,
     min_iou: float | None,
 ) -> tuple[torch.Tensor, ...]:
-    """logits_KMhw, iou_KM, iou_token_KC, mask_tokens_K4C and which of the N prompts they are of, bool."""
+    """logits_KMhw, iou_KM, iou_token_KC, mask_tokens_K4C; which of the N prompts they are of, bool; promise_N."""
     n, device = len(sparse_NPC), sparse_NPC.device
     output_tokens = [mask_decoder.iou_token.weight, mask_decoder.mask_tokens.weight]
     first = 0
@@ -204,10 +204,11 @@ def _decode_part(
     weights_NMC = torch.stack(
         [mask_decoder.output_hypernetworks_mlps[i](mask_tokens_N4C[:, i]) for i in wanted], dim=1
     )
+    promise_N = iou_NM.amax(1)
     drawn_N = torch.ones(n, dtype=torch.bool, device=device)
     if min_iou is not None:
         # Predictions need the tokens alone, and drawing costs more than they do.
-        drawn_N = (iou_NM > min_iou).any(1)
+        drawn_N = promise_N > min_iou
         iou_NM, iou_token_NC, mask_tokens_N4C = (x[drawn_N] for x in (iou_NM, iou_token_NC, mask_tokens_N4C))
     logits = []
     for cell, weights, drawn in zip(cells, weights_NMC.split(width), drawn_N.split(width), strict=True):
@@ -215,7 +216,10 @@ def _decode_part(
         if index is None or len(index) or not logits:
             logits.append(upscaling.draw(cell, weights, index))
     # Under autocast they come in half precision.
-    return torch.cat(logits).float(), iou_NM, iou_token_NC.float(), mask_tokens_N4C.float(), drawn_N
+    logits_NMhw, iou_token_NC, mask_tokens_N4C = (
+        x.float() for x in (torch.cat(logits), iou_token_NC, mask_tokens_N4C)
+    )
+    return logits_NMhw, iou_NM, iou_token_NC, mask_tokens_N4C, drawn_N, promise_N
 
 
 def _check_shape(name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:

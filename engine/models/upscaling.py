@@ -70,7 +70,7 @@ class Upscaling:
             )
         basis_NKF = cells.basis(self._outs)
         count = shared_SLF.shape[1]
-        tile = _CPU_CELLS if shared_SLF.device.type == "cpu" else count
+        tile = max(_CPU_CELLS // max(len(basis_NKF), 1), 1) if shared_SLF.device.type == "cpu" else count
         drawn = []
         for start in range(0, count, tile):
             part = slice(start, start + tile)
