@@ -1,6 +1,10 @@
 """Automatic masks: gapmap beside the packages' own generators.
 
     python benchmarks/generate.py --model sam-nano sam2-mini --data ../shared/data/everyday ../shared/data/nuclei/labelled
+    python benchmarks/generate.py --adaptive --points-per-side 32 --model sam-nano --data ../shared/data/*
+
+With `--adaptive`, the adaptive points beside the full grid, ours both, on the half of the image groups that
+its margin was not chosen on.
 
 Same weights, same thresholds, same images, one process. The two take turns on each group of images,
 so that other load on the machine falls on both; ratios are medians over groups. Peak memory is of a
@@ -46,13 +50,29 @@ DATA = [ROOT.parent / "shared/data/everyday", ROOT.parent / "shared/data/nuclei/
 IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
 
 
-def read_images(folder: Path, count: int) -> list[np.ndarray]:
-    """`count` images of a folder, evenly spread over its sorted names, as RGB arrays."""
+def read_images(folder: Path, count: int, half: int | None = None) -> list[np.ndarray]:
+    """`count` images of a folder, evenly spread over its sorted names, as RGB arrays.
+
+    With `half`, every second group of images alone, from the first or the second on; groups are as the
+    folder's annotations say, else each image is one.
+    """
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS)
+    if half is not None:
+        paths = split_groups(folder, paths, half)
     if not paths:
         sys.exit(f"No images below {folder}. Name a folder that has some with --data.")
     chosen = np.unique(np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int))
     return [np.array(Image.open(paths[i]).convert("RGB")) for i in chosen]
+
+
+def split_groups(folder: Path, paths: list[Path], half: int) -> list[Path]:
+    """Images of every second group."""
+    notes = folder / "annotations.json"
+    images = json.loads(notes.read_text())["images"] if notes.exists() else []
+    said = {Path(image["file_name"]).name: image.get("group") for image in images}
+    groups = [str(said.get(path.name) or path.name) for path in paths]
+    chosen = sorted(set(groups))[half::2]
+    return [path for path, group in zip(paths, groups, strict=True) if group in chosen]
 
 
 def build_package(segmenter: Segmenter, settings: GenerateSettings) -> Maker:
@@ -90,14 +110,14 @@ def compare(theirs: list[str], ours: list[str], height: int, width: int) -> dict
         "equal_counts": len(theirs) == len(ours),
         "identical": sorted(theirs) == sorted(ours),
         "paired_iou": iou[linear_sum_assignment(iou, maximize=True)].tolist(),
+        "reference_masks": len(theirs),
+        "found_again": int((iou.max(1, initial=0) >= 0.9).sum()),
     }
 
 
-def race(
-    segmenter: Segmenter, images: list[np.ndarray], settings: GenerateSettings, group: int
-) -> dict[str, Any]:
-    """Seconds of both on each group of images, taking turns; and their agreement."""
-    makers = {"package": build_package(segmenter, settings), "gapmap": build_ours(segmenter, settings)}
+def race(makers: dict[str, Maker], images: list[np.ndarray], group: int) -> dict[str, Any]:
+    """Seconds of both on each group of images, taking turns; and how far the second agrees with the first."""
+    reference, ours = makers
     for make in makers.values():
         make(images[:1])  # warm up
     turns: list[dict[str, float]] = []
@@ -111,11 +131,9 @@ def race(
             masks[name] = makers[name](part)
             turn[name], turn[f"{name}_cpu"] = time.perf_counter() - wall, time.process_time() - cpu
         turns.append(turn)
-        for image, theirs, ours in zip(part, masks["package"], masks["gapmap"], strict=True):
-            agreement.append(compare(theirs, ours, *image.shape[:2]))
-        print(
-            f"  {start + len(part)}/{len(images)} images, {turn['package'] / turn['gapmap']:.2f}x", flush=True
-        )
+        for image, theirs, found in zip(part, masks[reference], masks[ours], strict=True):
+            agreement.append(compare(theirs, found, *image.shape[:2]))
+        print(f"  {start + len(part)}/{len(images)} images, {turn[reference] / turn[ours]:.2f}x", flush=True)
 
     def median(value: Callable[[dict[str, float]], float]) -> float:
         return round(statistics.median(value(turn) for turn in turns), 3)
@@ -123,14 +141,16 @@ def race(
     paired = [iou for item in agreement for iou in item["paired_iou"]]
     return {
         "images": len(images),
-        "package_images_per_s": median(lambda turn: turn["images"] / turn["package"]),
-        "gapmap_images_per_s": median(lambda turn: turn["images"] / turn["gapmap"]),
-        "ratio": median(lambda turn: turn["package"] / turn["gapmap"]),
-        "ratio_cpu_time": median(lambda turn: turn["package_cpu"] / turn["gapmap_cpu"]),
+        f"{reference}_images_per_s": median(lambda turn: turn["images"] / turn[reference]),
+        f"{ours}_images_per_s": median(lambda turn: turn["images"] / turn[ours]),
+        "ratio": median(lambda turn: turn[reference] / turn[ours]),
+        "ratio_cpu_time": median(lambda turn: turn[f"{reference}_cpu"] / turn[f"{ours}_cpu"]),
         "masks_per_image": round(statistics.mean(item["masks"] for item in agreement), 1),
         "matched_iou": round(statistics.mean(paired), 6) if paired else None,
         "equal_counts": round(statistics.mean(item["equal_counts"] for item in agreement), 4),
         "identical_masks": round(statistics.mean(item["identical"] for item in agreement), 4),
+        "reference_masks": sum(item["reference_masks"] for item in agreement),
+        "found_again": sum(item["found_again"] for item in agreement),
     }
 
 
@@ -153,15 +173,20 @@ def print_memory(arguments: argparse.Namespace, settings: GenerateSettings) -> N
     segmenter = load_segmenter(arguments.model[0], device=arguments.device, precision="fp32")
     images = read_images(arguments.data[0], min(arguments.images, 4))
     make = {"package": build_package, "gapmap": build_ours}[arguments.memory_of](segmenter, settings)
+    print(peak_memory(lambda: make(images)))
+
+
+def peak_memory(run: Callable[[], object]) -> float:
+    """MiB of resident memory that a call needs at most on top of what the process has."""
     process = psutil.Process()
     before = peak = process.memory_info().rss
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(make, images)
+        running = pool.submit(run)
         while not running.done():
             peak = max(peak, process.memory_info().rss)
             time.sleep(0.005)
     running.result()
-    print((peak - before) / 2**20)
+    return (peak - before) / 2**20
 
 
 def describe_machine() -> dict[str, Any]:
@@ -214,6 +239,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--pred-iou-thresh", type=float, help="by default the model's own")
     parser.add_argument("--stability-score-thresh", type=float, help="by default the model's own")
     parser.add_argument("--group", type=int, default=4, help="images a turn")
+    parser.add_argument("--adaptive", action="store_true", help="adaptive points beside the full grid")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of both sides")
     parser.add_argument("--device", default="cpu", help="cpu or cuda; fp32 on both sides")
     parser.add_argument("--memory-of", choices=["package", "gapmap"], help=argparse.SUPPRESS)
@@ -237,13 +263,25 @@ def main() -> None:
         for data in arguments.data:
             print(f"{segmenter.model_id} on {data.name}", flush=True)
             result: dict[str, Any] = {"model": segmenter.model_id, "data": "/".join(data.parts[-2:])}
-            result |= race(segmenter, read_images(data, arguments.images), settings, arguments.group)
-            for side in ("package", "gapmap"):
+            makers = {
+                "package": build_package(segmenter, settings),
+                "gapmap": build_ours(segmenter, settings),
+            }
+            if arguments.adaptive:
+                adaptive = settings.model_copy(update={"points": "adaptive"})
+                makers = {
+                    "grid": build_ours(segmenter, settings),
+                    "adaptive": build_ours(segmenter, adaptive),
+                }
+            images = read_images(data, arguments.images, 1 if arguments.adaptive else None)
+            result |= race(makers, images, arguments.group)
+            for side in () if arguments.adaptive else ("package", "gapmap"):
                 result[f"{side}_peak_mib"] = round(measure_memory(settings, arguments, side, model, data))
             result["settings"] = settings.model_dump()
             print(json.dumps(result, indent=2), flush=True)
             results.append(result)
-    write_report("generate", results, load_before, threads=arguments.threads, device=arguments.device)
+    name = "generate-adaptive" if arguments.adaptive else "generate"
+    write_report(name, results, load_before, threads=arguments.threads, device=arguments.device)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,10 @@ def label(
     points_per_side: Annotated[
         int | None, typer.Option(help="Grid of point prompts, per side. Default: 32.")
     ] = None,
+    points: Annotated[
+        str | None,
+        typer.Option(help="grid, or adaptive: fewer points, nearly the same masks. Default: grid."),
+    ] = None,
     pred_iou_thresh: Annotated[
         float | None, typer.Option(help="Drop masks the model scores lower. Default: the model's own.")
     ] = None,
@@ -100,6 +104,7 @@ def label(
 
     chosen: dict[str, Any] = {
         "points_per_side": points_per_side,
+        "points": points,
         "pred_iou_thresh": pred_iou_thresh,
         "stability_score_thresh": stability_score_thresh,
         "box_nms_thresh": box_nms_thresh,

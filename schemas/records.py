@@ -97,6 +97,7 @@ class Decoded:
             single output from token 0.
         prompt_N: which prompt each row belongs to, in ascending order; all of them unless `decode`
             was told to leave some out.
+        promise_P: best predicted IoU of each prompt, those that were left out, too.
     """
 
     logits_NMhw: torch.Tensor
@@ -104,6 +105,7 @@ class Decoded:
     iou_token_NC: torch.Tensor
     mask_tokens_N4C: torch.Tensor
     prompt_N: torch.Tensor
+    promise_P: torch.Tensor
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,10 @@ class GenerateSettings(_Settings):
     """
 
     points_per_side: int = Field(32, ge=1, le=256, description="grid of point prompts, per side")
+    points: Literal["grid", "adaptive"] = Field(
+        "grid",
+        description="prompt the whole grid, or its finer points only where the coarse ones promise more masks",
+    )
     pred_iou_thresh: float | None = Field(
         None, ge=0, le=1, description="drop masks the model itself scores lower; null = what suits the model"
     )
@@ -47,8 +51,13 @@ class GenerateSettings(_Settings):
     tile_overlap: float = Field(0.25, ge=0, lt=0.5, description="overlap of neighbouring tiles, of tile_size")
 
     def canonical(self) -> str:
-        """JSON with sorted keys: equal settings give equal text."""
-        return json.dumps(self.model_dump(), sort_keys=True)
+        """JSON with sorted keys: equal settings give equal text.
+
+        `points` is left out while it is what it was before it could be chosen, so that what older
+        stores hold counts as done.
+        """
+        left_out = {"points"} if self.points == "grid" else set()
+        return json.dumps(self.model_dump(exclude=left_out), sort_keys=True)
 
 
 Strategy = Literal["uncertainty", "entropy", "map", "coreset", "badge", "random"]

@@ -62,7 +62,8 @@ class BrightThings(Segmenter):
                 logits[n, 0] = torch.where(near, 20 * light - 10, -10.0)
                 iou[n, 0] = 0.95
         n = len(logits)
-        return Decoded(logits, iou, torch.zeros(n, 256), torch.zeros(n, 4, 256), torch.arange(n))
+        tokens = (torch.zeros(n, 256), torch.zeros(n, 4, 256))
+        return Decoded(logits, iou, *tokens, torch.arange(n), iou.amax(1))
 
     def upscale(self, logits_Mhw: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
         return torch.nn.functional.interpolate(logits_Mhw[None], image_size, mode="bilinear")[0]

@@ -22,15 +22,15 @@ from engine.generate.enlarge import Enlargement
 from engine.generate.filters import Outputs, filter_outputs, suppress
 from engine.generate.records import ImageMasks, Mapper, Scorer
 from engine.generate.seams import merge_tiles
-from engine.generate.views import Box, View, plan_views
+from engine.generate.views import Box, View, coarse_points, plan_views, promising_points
 from engine.masks.geometry import mask_boxes, paste_crop, remove_small_regions
 from engine.masks.rle import encode_crops
 from engine.models.segmenter import Segmenter
 from schemas.records import Embedding, Prompts
 from schemas.settings import GenerateSettings
 
-# Measured on two cores: with fewer the overhead shows, with more the activations leave the cache.
-_POINTS_PER_BATCH = {"cpu": 32}
+# What the prompts of an image share is made once a batch; the masks of a batch are held at once.
+_POINTS_PER_BATCH = 128
 
 
 @torch.inference_mode()
@@ -57,7 +57,7 @@ def generate_masks(
         settings: which masks are kept; thresholds that are None are those that suit the model.
         scorer: scores the masks that are kept (such as a `HeadSet`); None leaves their scores NaN.
         mapper: draws uncertainty maps of the masks that are kept (such as a `Refiner`); None draws none.
-        points_per_batch: prompts decoded at once; by default 32 on a CPU, else 64.
+        points_per_batch: prompts decoded at once; by default 128.
         images_per_batch: images, crops or tiles embedded at once.
         on_progress: called with the number of images done so far.
 
@@ -69,7 +69,7 @@ def generate_masks(
         ValueError: an image of another type or shape.
     """
     settings = complete_settings(settings, segmenter)
-    points_per_batch = points_per_batch or _POINTS_PER_BATCH.get(segmenter.device.type, 64)
+    points_per_batch = points_per_batch or _POINTS_PER_BATCH
     views = [view for i, image in enumerate(images) for view in plan_views(i, image.shape[:2], settings)]
     drawn = _draw_views(
         segmenter, images, views, settings, scorer, mapper, points_per_batch, images_per_batch
@@ -133,34 +133,45 @@ def _decode_views(
     settings: GenerateSettings,
     points_per_batch: int,
 ) -> Iterator[tuple[int, Outputs]]:
-    """Outputs of every view's points, in order; one decode may hold points of several views.
+    """Outputs of every view's points, view after view; one decode may hold points of several views.
 
     Points without an output that the predicted-IoU filter would pass are not drawn.
     """
-    min_iou = settings.pred_iou_thresh or None
     points_P2 = np.concatenate([view.points_P2 for view in views])
     view_P = np.repeat(np.arange(len(views)), [len(view.points_P2) for view in views])
-    for start in range(0, len(view_P), points_per_batch):
-        part = slice(start, start + points_per_batch)
-        prompts = Prompts(
-            image_index_N=torch.from_numpy(view_P[part]),
-            points_NP2=torch.from_numpy(points_P2[part, None].astype(np.float32)),
-            labels_NP=torch.ones(len(view_P[part]), 1, dtype=torch.int64),
-        )
-        decoded = segmenter.decode(embedding, prompts, min_iou=min_iou)
-        kept_K = decoded.prompt_N.cpu().numpy() + start
-        for index in np.unique(view_P[part]).tolist():
-            first, last = np.searchsorted(view_P[kept_K], [index, index + 1]).tolist()
-            yield (
-                index,
-                Outputs(
-                    points_P2[kept_K[first:last]],
-                    decoded.logits_NMhw[first:last],
-                    decoded.iou_NM[first:last],
-                    decoded.iou_token_NC[first:last],
-                    decoded.mask_tokens_N4C[first:last],
-                ),
+    promise_P = np.zeros(len(view_P))
+
+    def decode(asked_K: np.ndarray) -> Iterator[tuple[int, Outputs]]:
+        for start in range(0, len(asked_K), points_per_batch):
+            asked = asked_K[start : start + points_per_batch]
+            prompts = Prompts(
+                image_index_N=torch.from_numpy(view_P[asked]),
+                points_NP2=torch.from_numpy(points_P2[asked, None].astype(np.float32)),
+                labels_NP=torch.ones(len(asked), 1, dtype=torch.int64),
             )
+            decoded = segmenter.decode(embedding, prompts, min_iou=settings.pred_iou_thresh or None)
+            promise_P[asked] = decoded.promise_P.cpu().numpy()
+            drawn_K = asked[decoded.prompt_N.cpu().numpy()]
+            for index in np.unique(view_P[asked]).tolist():
+                first, last = np.searchsorted(view_P[drawn_K], [index, index + 1]).tolist()
+                yield (
+                    index,
+                    Outputs(
+                        points_P2[drawn_K[first:last]],
+                        decoded.logits_NMhw[first:last],
+                        decoded.iou_NM[first:last],
+                        decoded.iou_token_NC[first:last],
+                        decoded.mask_tokens_N4C[first:last],
+                    ),
+                )
+
+    if settings.points == "grid":
+        yield from decode(np.arange(len(view_P)))
+        return
+    for index, view in enumerate(views):
+        here_P = np.flatnonzero(view_P == index)
+        yield from decode(here_P[coarse_points(view)])
+        yield from decode(here_P[promising_points(view, promise_P[here_P], settings.pred_iou_thresh or 0.0)])
 
 
 def _finish_tile(tile: Box, views: Sequence[Drawn], settings: GenerateSettings) -> Drawn:

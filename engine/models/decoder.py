@@ -2,24 +2,30 @@
 
 The packages' own `MaskDecoder.forward` takes one image at a time, repeats its features for every
 prompt, and keeps the tokens to itself. What is here does the same arithmetic with the same modules
-for prompts over many images, and hands out the tokens. No step reads a value back from the device.
+for prompts over many images, in an order that repeats nothing (see `cells`), and hands out the tokens.
+Without `min_iou`, no step reads a value back from the device.
 
-Shape suffixes: N prompts, B images, P prompt tokens, C channels (256), e side of the embedding,
-h w mask grid.
+Shape suffixes: N prompts, B images, S sources, P prompt tokens, C channels (256), e side of the
+embedding, L its e x e cells, h w mask grid.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from engine.models.two_way import transform_tokens
+from engine.models.two_way import TwoWay
+from engine.models.upscaling import Upscaling
 from schemas.records import Decoded, Embedding, Prompts
 
 # The prompt encoders' labels for the corners of a box.
 TOP_LEFT, BOTTOM_RIGHT = 2, 3
+# Prompts whose tokens are treated at once, and whose state is kept; of their cells, a CPU treats at once
+# no more than its cache holds.
+_PROMPTS = {"cpu": 16, "cuda": 64, "mps": 64}
+_CPU_CELLS = 4096
 
 
 def check_prompts(prompts: Prompts, n_images: int, grid_size: int) -> int:
@@ -105,7 +111,8 @@ def decode_masks(
         prompt_encoder: the `PromptEncoder` beside it, for mask prompts.
         embedding: image features; with high-resolution features if the decoder uses them.
         position_1Cee: the prompt encoder's dense positional encoding, once for all.
-        image_index_N: image of each prompt, on the features' device.
+        image_index_N: image of each prompt. On the host, prompts of one image that follow each other share
+            its projections; an index on the device is not read back, and its prompts share nothing.
         sparse_NPC: from `embed_points`; P may be 0.
         masks_N1hw: mask prompts, or None.
         multimask: outputs 1..3, else output 0 (or what SAM 2 puts in its place when it is unstable).
@@ -117,92 +124,102 @@ def decode_masks(
     """
     if min_iou is not None and not multimask:
         raise ValueError("min_iou goes with multimask: a single mask may be another one in the end.")
-    n = sparse_NPC.shape[0]
+    features_BCee = embedding.features_BCHW
+    if task_C is not None:
+        features_BCee = features_BCee + task_C.reshape(1, -1, 1, 1)
+    position_LC = position_1Cee[0].flatten(1).mT.contiguous()
+    own = masks_N1hw is not None
+    parts = []
+    for group, images in _group_prompts(image_index_N, len(features_BCee), sparse_NPC.device, own_source=own):
+        if masks_N1hw is None:
+            dense = prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
+        else:
+            dense = prompt_encoder.mask_downscaling(masks_N1hw[group])
+        source_SLC = (features_BCee[images] + dense).flatten(2).mT.contiguous()
+        two_way = TwoWay(mask_decoder.transformer, source_SLC, position_LC)
+        high_res = [fine_BChw[images] for fine_BChw in embedding.high_res]
+        upscaling = Upscaling(mask_decoder, two_way.stage, high_res)
+        for sparse_nPC in sparse_NPC[group].split(_PROMPTS[sparse_NPC.device.type]):
+            parts.append(_decode_part(mask_decoder, two_way, upscaling, sparse_nPC, multimask, min_iou))
+
+    logits_NMhw, iou_NM, iou_token_NC, mask_tokens_N4C, drawn_P, promise_P = (
+        torch.cat(pieces) for pieces in zip(*parts, strict=True)
+    )
+    if not multimask and getattr(mask_decoder, "dynamic_multimask_via_stability", False):
+        logits_NMhw, iou_NM = mask_decoder._dynamic_multimask_via_stability(logits_NMhw, iou_NM)
+        promise_P = iou_NM[:, 0]
+    # Without a cut it is known which are drawn, and nothing is read back.
+    prompt_N = torch.arange(len(drawn_P), device=drawn_P.device)
+    if min_iou is not None:
+        prompt_N = prompt_N[drawn_P]
+    return Decoded(logits_NMhw, iou_NM, iou_token_NC, mask_tokens_N4C, prompt_N, promise_P)
+
+
+def _group_prompts(
+    image_index_N: torch.Tensor, n_images: int, device: torch.device, *, own_source: bool
+) -> Iterator[tuple[slice, torch.Tensor | slice]]:
+    """Prompts of one image, and which that is; else, prompts of a source each."""
+    n = len(image_index_N)
+    if n_images == 1 and not own_source:
+        yield slice(0, n), slice(0, 1)
+    elif image_index_N.device.type == "cpu" and not own_source and n:
+        images, counts = image_index_N.unique_consecutive(return_counts=True)
+        start = 0
+        for image, count in zip(images.tolist(), counts.tolist(), strict=True):
+            yield slice(start, start + count), slice(image, image + 1)
+            start += count
+    else:  # an index on the device is not read back
+        size = 1 if device.type == "cpu" else _PROMPTS[device.type]
+        for start in range(0, max(n, 1), size):
+            yield slice(start, start + size), image_index_N[start : start + size]
+
+
+def _decode_part(
+    mask_decoder: Any,
+    two_way: TwoWay,
+    upscaling: Upscaling,
+    sparse_NPC: torch.Tensor,
+    multimask: bool,
+    min_iou: float | None,
+) -> tuple[torch.Tensor, ...]:
+    """logits_KMhw, iou_KM, iou_token_KC, mask_tokens_K4C; which of the N prompts they are of, bool; promise_N."""
+    n, device = len(sparse_NPC), sparse_NPC.device
     output_tokens = [mask_decoder.iou_token.weight, mask_decoder.mask_tokens.weight]
     first = 0
     if getattr(mask_decoder, "pred_obj_scores", False):
         output_tokens.insert(0, mask_decoder.obj_score_token.weight)
         first = 1
     tokens_NTC = torch.cat([torch.cat(output_tokens).expand(n, -1, -1), sparse_NPC], dim=1)
-
-    features_BCee = embedding.features_BCHW
-    if task_C is not None:
-        features_BCee = features_BCee + task_C.reshape(1, -1, 1, 1)
-    source_SCee, source_index_N = _sources(prompt_encoder, features_BCee, image_index_N, masks_N1hw)
-    hidden_NTC, cells_NLC = transform_tokens(
-        mask_decoder.transformer,
-        source_SCee.flatten(2).mT.contiguous(),
-        position_1Cee[0].flatten(1).mT.contiguous(),
-        source_index_N,
-        tokens_NTC,
-    )
+    width = max(n, 1) if device.type != "cpu" else max(_CPU_CELLS // two_way.cells, 1)
+    hidden_NTC, cells = two_way.transform(tokens_NTC, width)
     iou_token_NC = hidden_NTC[:, first]
     mask_tokens_N4C = hidden_NTC[:, first + 1 : first + 1 + mask_decoder.num_mask_tokens]
 
-    unstable_fallback = not multimask and getattr(mask_decoder, "dynamic_multimask_via_stability", False)
+    fallback = not multimask and getattr(mask_decoder, "dynamic_multimask_via_stability", False)
     outputs = range(mask_decoder.num_mask_tokens)
-    wanted = outputs if unstable_fallback else outputs[1:] if multimask else outputs[:1]
+    wanted = outputs if fallback else outputs[1:] if multimask else outputs[:1]
     # In half precision most scores would be ties, and the cut would differ from the caller's.
-    with torch.autocast(iou_token_NC.device.type, enabled=False):
+    with torch.autocast(device.type, enabled=False):
         iou_NM = mask_decoder.iou_prediction_head(iou_token_NC.float())[:, wanted.start : wanted.stop]
-    prompt_N = torch.arange(n, device=iou_NM.device)
-    if min_iou is not None:
-        # Predictions need the tokens alone, and drawing costs more than they do.
-        prompt_N = (iou_NM > min_iou).any(1).nonzero()[:, 0]
-        iou_NM, iou_token_NC, mask_tokens_N4C, cells_NLC, image_index_N = (
-            x[prompt_N] for x in (iou_NM, iou_token_NC, mask_tokens_N4C, cells_NLC, image_index_N)
-        )
-
-    changed_NCee = cells_NLC.mT.unflatten(2, source_SCee.shape[2:])
-    pixels_NChw = _upscale_features(mask_decoder, changed_NCee, embedding.high_res, image_index_N)
     weights_NMC = torch.stack(
         [mask_decoder.output_hypernetworks_mlps[i](mask_tokens_N4C[:, i]) for i in wanted], dim=1
     )
-    logits_NMhw = (weights_NMC @ pixels_NChw.flatten(2)).unflatten(2, pixels_NChw.shape[2:])
-    if unstable_fallback:
-        logits_NMhw, iou_NM = mask_decoder._dynamic_multimask_via_stability(logits_NMhw, iou_NM)
-    return Decoded(
-        logits_NMhw=logits_NMhw.float(),
-        iou_NM=iou_NM.float(),
-        iou_token_NC=iou_token_NC.float(),
-        mask_tokens_N4C=mask_tokens_N4C.float(),
-        prompt_N=prompt_N,
+    promise_N = iou_NM.amax(1)
+    drawn_N = torch.ones(n, dtype=torch.bool, device=device)
+    if min_iou is not None:
+        # Predictions need the tokens alone, and drawing costs more than they do.
+        drawn_N = promise_N > min_iou
+        iou_NM, iou_token_NC, mask_tokens_N4C = (x[drawn_N] for x in (iou_NM, iou_token_NC, mask_tokens_N4C))
+    logits = []
+    for cell, weights, drawn in zip(cells, weights_NMC.split(width), drawn_N.split(width), strict=True):
+        index = None if min_iou is None else drawn.nonzero()[:, 0]
+        if index is None or len(index) or not logits:
+            logits.append(upscaling.draw(cell, weights, index))
+    # Under autocast they come in half precision.
+    logits_NMhw, iou_token_NC, mask_tokens_N4C = (
+        x.float() for x in (torch.cat(logits), iou_token_NC, mask_tokens_N4C)
     )
-
-
-def _sources(
-    prompt_encoder: Any,
-    features_BCee: torch.Tensor,
-    image_index_N: torch.Tensor,
-    masks_N1hw: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Image features with the dense prompt added, and the index of each prompt's; None: one for all, or each its own."""
-    if masks_N1hw is not None:
-        return _of_prompts(features_BCee, image_index_N) + prompt_encoder.mask_downscaling(masks_N1hw), None
-    # The same for every prompt, so it is added once an image.
-    source_BCee = features_BCee + prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
-    return source_BCee, None if len(source_BCee) == 1 else image_index_N
-
-
-def _upscale_features(
-    mask_decoder: Any,
-    source_NCee: torch.Tensor,
-    high_res: Sequence[torch.Tensor],
-    image_index_N: torch.Tensor,
-) -> torch.Tensor:
-    if not high_res:
-        return mask_decoder.output_upscaling(source_NCee)
-    stride_4, stride_8 = high_res
-    enlarge_1, norm, activate_1, enlarge_2, activate_2 = mask_decoder.output_upscaling
-    fine = activate_1(norm(enlarge_1(source_NCee) + _of_prompts(stride_8, image_index_N)))
-    return activate_2(enlarge_2(fine) + _of_prompts(stride_4, image_index_N))
-
-
-def _of_prompts(features_BChw: torch.Tensor, image_index_N: torch.Tensor) -> torch.Tensor:
-    """Features of each prompt's image; those of a single image are not copied."""
-    if features_BChw.shape[0] == 1:
-        return features_BChw.expand(image_index_N.shape[0], -1, -1, -1)
-    return features_BChw[image_index_N]
+    return logits_NMhw, iou_NM, iou_token_NC, mask_tokens_N4C, drawn_N, promise_N
 
 
 def _check_shape(name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:

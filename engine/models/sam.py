@@ -94,7 +94,7 @@ class SamSegmenter(Segmenter):
                 self.sam.prompt_encoder,
                 embedding,
                 self._position_1Cee,
-                index_N,
+                prompts.image_index_N,
                 sparse_NPC,
                 None if masks_N1hw is None else masks_N1hw.to(self.device, torch.float32, non_blocking=True),
                 multimask=multimask,

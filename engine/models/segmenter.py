@@ -112,8 +112,10 @@ class Segmenter(ABC):
     ) -> Decoded:
         """Decode N prompts, for any of the embedding's images, in one pass.
 
-        Prompts may be on any device; without `min_iou` nothing is read back from the device. Memory
-        grows with N (about 25 MiB a prompt at 1024 pixels in fp32), so the caller chooses N.
+        Prompts may be on any device, their image index best on the host; without `min_iou` nothing is read
+        back from the device. Memory grows with N by the logits alone (0.8 MiB a prompt at 1024 pixels) and
+        what an image's prompts share is made once a call, so N may be hundreds; prompts of one image should
+        follow each other.
 
         Args:
             embedding: what `embed` returned.
