@@ -210,7 +210,7 @@ def _decode_part(
         # Predictions need the tokens alone, and drawing costs more than they do.
         drawn_N = promise_N > min_iou
         iou_NM, iou_token_NC, mask_tokens_N4C = (x[drawn_N] for x in (iou_NM, iou_token_NC, mask_tokens_N4C))
-    logits = []
+    logits: list[torch.Tensor] = []
     for cell, weights, drawn in zip(cells, weights_NMC.split(width), drawn_N.split(width), strict=True):
         index = None if min_iou is None else drawn.nonzero()[:, 0]
         if index is None or len(index) or not logits:
