@@ -39,7 +39,7 @@ SMALL = {
     "acquisition": {"per_image": 5},
     "finetune": {"steps": 3, "images": 2, "masks": 2, "rounds": 2, "check_every": 2},
     "refiner_steps": 2,
-    "refit_scenes": 4,
+    "refit_scenes": 0,
     "judged_images": 2,
     "shard_size": 4,
 }
@@ -180,7 +180,7 @@ def test_a_version_that_somebody_else_taught_is_judged_and_labels_with_heads_of_
 ) -> None:
     """As by the finetune deployment. A bad version is in use, so that the better one passes for certain."""
     write_scenes(tmp_path / "pool", range(720, 722))
-    labelled = write_coco(tmp_path / "labelled", range(730, 740))
+    labelled = write_coco(tmp_path / "labelled", range(730, 736))
     command = RoundCommand(tmp_path, prefect_server, "--data", labelled, "--budget", 4, "--report", "r.html")
     store = command.store
     bad = load_segmenter(write_version(command.models / "bad", 0.1, 0), device="cpu")

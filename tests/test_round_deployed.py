@@ -32,7 +32,7 @@ SMALL = {
     "acquisition": {"per_image": 6},
     "finetune": {"steps": 3, "images": 2, "masks": 3, "rounds": 2, "check_every": 2},
     "refiner_steps": 2,
-    "refit_scenes": 4,
+    "refit_scenes": 2,
     "judged_images": 2,
     "shard_size": 4,
 }
