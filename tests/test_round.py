@@ -180,15 +180,16 @@ def test_a_version_that_somebody_else_taught_is_judged_and_labels_with_heads_of_
 ) -> None:
     """As by the finetune deployment. A bad version is in use, so that the better one passes for certain."""
     write_scenes(tmp_path / "pool", range(720, 722))
-    labelled = write_coco(tmp_path / "labelled", range(730, 736))
+    labelled = write_coco(tmp_path / "labelled", range(730, 738))
     command = RoundCommand(tmp_path, prefect_server, "--data", labelled, "--budget", 4, "--report", "r.html")
     store = command.store
-    bad = load_segmenter(write_version(command.models / "bad", 0.1, 0), device="cpu")
+    bad = load_segmenter(write_version(command.models / "bad", 0.3, 0), device="cpu")
     shipped = read_heads(MODELS["sam-nano"].path.with_name("sam-nano.heads.safetensors"))
-    write_heads(
-        replace(shipped, model_id=bad.model_id), command.models / "bad" / "sam-nano.heads.safetensors"
-    )
     good = load_segmenter(write_version(command.models / "good", 1e-5, 1), device="cpu")
+    for segmenter in (bad, good):  # whoever taught it was killed after the heads: those stay
+        beside = Path(segmenter.source).with_name("sam-nano.heads.safetensors")
+        write_heads(replace(shipped, model_id=segmenter.model_id), beside)
+    fitted = read_heads(command.models / "good" / "sam-nano.heads.safetensors").version
     decision = {"name": "sam-nano", "action": "promoted", "source": bad.source, "reason": "a test"}
     before = {"previous": "sam-nano@0", "previous_source": "sam-nano"}
     store.record_promotion({"model": bad.model_id, **decision, **before})
@@ -206,7 +207,7 @@ def test_a_version_that_somebody_else_taught_is_judged_and_labels_with_heads_of_
     assert find_current(store, "sam-nano").model == good.model_id
     assert len(list(command.models.glob("*/sam-nano.safetensors"))) == 2, "nothing was taught again"
     heads = read_heads(command.models / "good" / "sam-nano.heads.safetensors")
-    assert heads.model_id == good.model_id
+    assert heads.version == fitted
     scored = f"SELECT DISTINCT map_source, uncertainty_source FROM masks WHERE model = '{good.model_id}'"
     assert fetch(store, scored) == [("refiner", "predicted_iou")]
     decided = f"SELECT count(*) > 0 FROM decisions WHERE model = '{good.model_id}'"
