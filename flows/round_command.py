@@ -79,7 +79,6 @@ def round(
         if value is not None:
             chosen[step] = {**chosen.get(step, {}), key: value}
     from schemas.round_settings import RoundSettings
-
     from tasks.round_report import check_page
 
     checked = RoundSettings(**chosen)
