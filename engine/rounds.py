@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from engine.models.cache import cache_dir
+from engine.models.cache import lock_path
 from engine.store.layout import new_attempt
 from schemas.errors import TransientError
 
@@ -92,10 +91,7 @@ def hold_round(store: Store) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    name = hashlib.sha256(store.files.label.encode()).hexdigest()[:32]
-    path = cache_dir() / "rounds" / f"{name}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
+    lock = FileLock(lock_path("round", store.files.label))
     try:
         lock.acquire(timeout=0)
     except Timeout:

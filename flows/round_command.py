@@ -79,8 +79,10 @@ def round(
         if value is not None:
             chosen[step] = {**chosen.get(step, {}), key: value}
     from schemas.round_settings import RoundSettings
+    from tasks.round_report import check_page
 
     checked = RoundSettings(**chosen)
+    check_page(report)
     quiet_prefect()
     tether_server()
     from flows.console import show_round, steps_progress

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,12 @@ from engine.learn.checkpoints import save_checkpoint
 from engine.models.loading import load_segmenter
 from engine.models.registry import MODELS
 from engine.pool import list_pool, read_image
+from engine.promotion import find_current
 from engine.review.simulated_people import SimulatedAnnotator
 from engine.scenes import make_scene
 from engine.store import Store
 from engine.triage.menders import find_larger
+from engine.uncertainty.head_files import read_heads, write_heads
 from schemas.settings import PoolSettings
 
 ROOT = Path(__file__).parents[1]
@@ -169,6 +172,47 @@ def write_version(folder: Path, noise: float, seed: int) -> Path:
     folder.mkdir(parents=True)
     save_file(weights, folder / "sam-nano.safetensors", {"architecture": "sam-nano", "image_size": "512"})
     return folder / "sam-nano.safetensors"
+
+
+@pytest.mark.slow
+def test_a_version_that_somebody_else_taught_is_judged_and_labels_with_heads_of_its_own(
+    prefect_server: dict[str, str], tmp_path: Path
+) -> None:
+    """As by the finetune deployment. A bad version is in use, so that the better one passes for certain."""
+    write_scenes(tmp_path / "pool", range(720, 722))
+    labelled = write_coco(tmp_path / "labelled", range(730, 738))
+    command = RoundCommand(tmp_path, prefect_server, "--data", labelled, "--budget", 4, "--report", "r.html")
+    store = command.store
+    bad = load_segmenter(write_version(command.models / "bad", 0.3, 0), device="cpu")
+    shipped = read_heads(MODELS["sam-nano"].path.with_name("sam-nano.heads.safetensors"))
+    good = load_segmenter(write_version(command.models / "good", 1e-5, 1), device="cpu")
+    for segmenter in (bad, good):  # whoever taught it was killed after the heads: those stay
+        beside = Path(segmenter.source).with_name("sam-nano.heads.safetensors")
+        write_heads(replace(shipped, model_id=segmenter.model_id), beside)
+    fitted = read_heads(command.models / "good" / "sam-nano.heads.safetensors").version
+    decision = {"name": "sam-nano", "action": "promoted", "source": bad.source, "reason": "a test"}
+    before = {"previous": "sam-nano@0", "previous_source": "sam-nano"}
+    store.record_promotion({"model": bad.model_id, **decision, **before})
+    history = [{"step": 0, "loss": 0, "iou": 0.5}, {"step": 4, "loss": 0.1, "iou": 0.6}]
+    about = {"name": "sam-nano", "version": good.version, "package": good.package, "source": good.source}
+    about |= {"sha256": good.sha256, "parent": bad.model_id, "data": json.dumps({"human": {"answers": 8}})}
+    about |= {"metrics": json.dumps({"step": 4, "history": history})}
+    sizes = {"parameters": good.parameters, "image_size": good.image_size}
+    store.record_model({"model": good.model_id, **about, **sizes})
+
+    printed = command.run()
+    assert f"{good.model_id}, held-out IoU 0.500 to 0.600" in printed
+    assert f"{good.model_id} is in use" in printed
+    assert command.rows() == [(step, "done") for step in STEPS]
+    assert find_current(store, "sam-nano").model == good.model_id
+    assert len(list(command.models.glob("*/sam-nano.safetensors"))) == 2, "nothing was taught again"
+    heads = read_heads(command.models / "good" / "sam-nano.heads.safetensors")
+    assert heads.version == fitted
+    scored = f"SELECT DISTINCT map_source, uncertainty_source FROM masks WHERE model = '{good.model_id}'"
+    assert fetch(store, scored) == [("refiner", "predicted_iou")]
+    decided = f"SELECT count(*) > 0 FROM decisions WHERE model = '{good.model_id}'"
+    assert fetch(store, decided) == [(True,)]
+    assert (tmp_path / "r.html").is_file()
 
 
 def test_new_heads_know_the_larger_model_that_the_old_ones_knew() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -158,3 +159,34 @@ def test_a_version_that_learnt_from_people_is_found_until_somebody_judges_it(
     assert find_unjudged(store, PARENT)
     RoundJournal(store).run("promote", in_vain, Work(promoted=False, reason="nothing is kept out"))
     assert find_unjudged(store, PARENT) is None, "a round tried, and would try for ever"
+
+
+LEARNER = """
+import sys
+from pathlib import Path
+from engine.learn.checkpoints import hold_models
+with hold_models(Path(sys.argv[1])), hold_models(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_learning_into_one_folder_waits_for_who_does(tmp_path: Path) -> None:
+    """The round holds it, and the fine-tuning that it calls holds it again."""
+    command = [sys.executable, "-c", LEARNER, str(tmp_path / "models")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    processes = [
+        subprocess.Popen(command, cwd=Path(__file__).parents[1], text=True, **pipes)  # type: ignore[call-overload]
+        for _ in range(2)
+    ]
+    said = select.select([of.stdout for of in processes], [], [], 60)[0]
+    assert len(said) == 1
+    assert not select.select([of.stdout for of in processes if of.stdout not in said], [], [], 2)[0]
+    [first] = [of for of in processes if of.stdout in said]
+    [second] = [of for of in processes if of is not first]
+    first.kill()
+    assert second.stdout.readline() == "held\n"
+    for process in processes:
+        process.kill()
+        process.communicate()
+    assert not list(tmp_path.iterdir()), "what is only held is not made"

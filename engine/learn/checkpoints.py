@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from engine.models.cache import lock_path
 from schemas.errors import ConfigError
 
 
@@ -63,6 +64,6 @@ def hold_models(folder: Path) -> Iterator[None]:
     """
     from filelock import FileLock
 
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock((folder / "finetune.lock").absolute(), thread_local=False, is_singleton=True):
+    path = lock_path("models", str(folder.resolve()))
+    with FileLock(path, thread_local=False, is_singleton=True):
         yield

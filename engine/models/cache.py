@@ -16,6 +16,13 @@ def cache_dir() -> Path:
     return Path(os.environ.get("GAPMAP_CACHE") or user_cache_dir("gapmap", appauthor=False)).expanduser()
 
 
+def lock_path(what: str, address: str) -> Path:
+    """The file that a process of this machine locks while it is at work there; its folder is made."""
+    path = cache_dir() / "locks" / f"{what}-{hashlib.sha256(address.encode()).hexdigest()[:32]}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def compute_sha256(path: Path) -> str:
     """SHA-256 of a file, hex."""
     with path.open("rb") as file:
