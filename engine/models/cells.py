@@ -135,7 +135,7 @@ class Cells:
             both_N1L = torch.zeros_like(weight_NKL[:, :1])
             parts = zip(weight_NKL.chunk(len(self._values), 1), self._values, writing.products, strict=True)
             for weight_NXL, value_NHTE, product_SHEL in parts:
-                product_NXL = (value_NHTE.float() @ product_SHEL.float()).flatten(1, 2)
+                product_NXL = _multiply(value_NHTE.float(), product_SHEL.float())
                 both_N1L += product_NXL.mul_(weight_NXL).sum(1, keepdim=True)
             own_NKL = (basis_NKC @ basis_NKC.mT) @ weight_NKL
             own_N1L = own_NKL.mul_(weight_NKL).sum(1, keepdim=True)
@@ -150,10 +150,10 @@ class Cells:
     ) -> torch.Tensor:
         """Scores of an attention between tokens and cells, NXL."""
         tokens_NHTD = tokens_NHTD / math.sqrt(tokens_NHTD.shape[-1])
-        match_NXL = (tokens_NHTD @ cells.shared_SHDL).flatten(1, 2)
+        match_NXL = _multiply(tokens_NHTD, cells.shared_SHDL)
         if self.scale_N1L is None or self.weight_NKL is None or cells.added_1HDL is None:
             return match_NXL
-        added_NXL = (tokens_NHTD @ cells.added_1HDL).flatten(1, 2)
+        added_NXL = _multiply(tokens_NHTD, cells.added_1HDL)
         match_NXL = torch.addcmul(added_NXL, match_NXL, self.scale_N1L)
         tokens_NXC = (tokens_NHTD @ cells.weight_HDC).flatten(1, 2)
         return torch.baddbmm(match_NXL, tokens_NXC @ self.basis(outs).mT, self.weight_NKL)
@@ -177,6 +177,14 @@ class _Projection:
             shared_SLC = functional.linear(stage.shared_SLC, linear.weight)
             self.added_1HDL = linear(added_LC).mT.contiguous().unflatten(0, (heads, -1))[None]
         self.shared_SHDL = shared_SLC.mT.contiguous().unflatten(1, (heads, -1))
+
+
+def _multiply(tokens_NHTD: torch.Tensor, cells_SHDL: torch.Tensor) -> torch.Tensor:
+    """Inner products, NXL; the cells of a single source are not repeated for each prompt."""
+    if len(cells_SHDL) > 1:
+        return (tokens_NHTD @ cells_SHDL).flatten(1, 2)
+    product_HXL = tokens_NHTD.transpose(0, 1).flatten(1, 2) @ cells_SHDL[0]
+    return product_HXL.unflatten(1, (len(tokens_NHTD), -1)).transpose(0, 1).flatten(1, 2)
 
 
 def _heads(heads: int, weight: torch.Tensor) -> torch.Tensor:

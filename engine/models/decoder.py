@@ -24,7 +24,7 @@ from schemas.records import Decoded, Embedding, Prompts
 TOP_LEFT, BOTTOM_RIGHT = 2, 3
 # Prompts whose tokens are treated at once, and whose state is kept; of their cells, a CPU treats at once
 # no more than its cache holds.
-_PROMPTS = {"cpu": 16, "cuda": 64, "mps": 64}
+_PROMPTS = {"cpu": 32, "cuda": 64, "mps": 64}
 _CPU_CELLS = 4096
 
 
@@ -210,7 +210,7 @@ def _decode_part(
         # Predictions need the tokens alone, and drawing costs more than they do.
         drawn_N = promise_N > min_iou
         iou_NM, iou_token_NC, mask_tokens_N4C = (x[drawn_N] for x in (iou_NM, iou_token_NC, mask_tokens_N4C))
-    logits = []
+    logits: list[torch.Tensor] = []
     for cell, weights, drawn in zip(cells, weights_NMC.split(width), drawn_N.split(width), strict=True):
         index = None if min_iou is None else drawn.nonzero()[:, 0]
         if index is None or len(index) or not logits:

@@ -68,6 +68,9 @@ class Upscaling:
             shared_SLF, added_SLF, fine_SLPG = (
                 x if len(x) == 1 else x[index_K] for x in (shared_SLF, added_SLF, fine_SLPG)
             )
+        scale_N1L, weight_NKL = cells.scale_N1L, cells.weight_NKL
+        if scale_N1L is None or weight_NKL is None:
+            raise ValueError("Cells are drawn behind the transformer.")
         basis_NKF = cells.basis(self._outs)
         count = shared_SLF.shape[1]
         tile = max(_CPU_CELLS // max(len(basis_NKF), 1), 1) if shared_SLF.device.type == "cpu" else count
@@ -75,8 +78,8 @@ class Upscaling:
         for start in range(0, count, tile):
             part = slice(start, start + tile)
             added = added_SLF if added_SLF.shape[1] == 1 else added_SLF[:, part]
-            x_NLF = torch.addcmul(added, shared_SLF[:, part], cells.scale_N1L[..., part].mT)
-            x_NLF = torch.baddbmm(x_NLF, cells.weight_NKL[..., part].mT, basis_NKF)
+            x_NLF = torch.addcmul(added, shared_SLF[:, part], scale_N1L[..., part].mT)
+            x_NLF = torch.baddbmm(x_NLF, weight_NKL[..., part].mT, basis_NKF)
             x_NLPC = x_NLF.unflatten(2, (4, -1))
             norm = self._norm
             x_NLPC = functional.layer_norm(x_NLPC, x_NLPC.shape[-1:], norm.weight, norm.bias, norm.eps)
@@ -91,6 +94,6 @@ class Upscaling:
         return rows.view(torch.float32)
 
 
-def _product(enlarge: torch.nn.ConvTranspose2d) -> tuple[torch.Tensor, torch.Tensor]:
+def _product(enlarge: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """A transposed convolution of 2 x 2 and stride 2 as a product: weight C x (2 · 2 · out), and bias."""
     return enlarge.weight.permute(0, 2, 3, 1).flatten(1), enlarge.bias.repeat(4)
