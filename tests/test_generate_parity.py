@@ -75,7 +75,7 @@ def images() -> list[np.ndarray]:
 def generate_with_package(
     segmenter: Segmenter, images: Sequence[np.ndarray], settings: GenerateSettings
 ) -> list[list[dict[str, Any]]]:
-    ours_alone = {"tile_size", "tile_overlap"}
+    ours_alone = {"points", "tile_size", "tile_overlap"}
     options = settings.model_dump(exclude=ours_alone) | {"output_mode": "coco_rle"}
     if segmenter.package == "segment-anything":
         generator: Any = SamAutomaticMaskGenerator(segmenter.model, **options)
