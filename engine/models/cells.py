@@ -181,10 +181,11 @@ class _Projection:
 
 def _multiply(tokens_NHTD: torch.Tensor, cells_SHDL: torch.Tensor) -> torch.Tensor:
     """Inner products, NXL; the cells of a single source are not repeated for each prompt."""
-    if len(cells_SHDL) > 1:
+    if len(cells_SHDL) != 1:
         return (tokens_NHTD @ cells_SHDL).flatten(1, 2)
     product_HXL = tokens_NHTD.transpose(0, 1).flatten(1, 2) @ cells_SHDL[0]
-    return product_HXL.unflatten(1, (len(tokens_NHTD), -1)).transpose(0, 1).flatten(1, 2)
+    n, _, n_tokens, _ = tokens_NHTD.shape
+    return product_HXL.unflatten(1, (n, n_tokens)).transpose(0, 1).flatten(1, 2)
 
 
 def _heads(heads: int, weight: torch.Tensor) -> torch.Tensor:

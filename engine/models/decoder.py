@@ -24,7 +24,7 @@ from schemas.records import Decoded, Embedding, Prompts
 TOP_LEFT, BOTTOM_RIGHT = 2, 3
 # Prompts whose tokens are treated at once, and whose state is kept; of their cells, a CPU treats at once
 # no more than its cache holds.
-_PROMPTS = {"cpu": 16, "cuda": 64, "mps": 64}
+_PROMPTS = {"cpu": 32, "cuda": 64, "mps": 64}
 _CPU_CELLS = 4096
 
 
