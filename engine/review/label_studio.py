@@ -144,8 +144,15 @@ class LabelStudioQueue:
             if (task.get("data") or {}).get("item_key")
         ]
         touched.sort(key=_changed_at)
-        for start in range(0, len(touched), _AT_ONCE):
-            yield self._export(touched[start : start + _AT_ONCE])
+        chunks = [touched[start : start + _AT_ONCE] for start in range(0, len(touched), _AT_ONCE)]
+        with ThreadPoolExecutor(1) as pool:
+            coming: Future[list[AnsweredTask]] | None = None
+            # While some are read, the server writes the next ones.
+            for following in [*chunks, None]:
+                done = coming.result() if coming else None
+                coming = pool.submit(self._export, following) if following else None
+                if done is not None:
+                    yield done
 
     def _export(self, tasks: Sequence[dict[str, Any]]) -> list[AnsweredTask]:
         params = {"exportType": "JSON", "ids[]": [task["id"] for task in tasks], "download_all_tasks": "true"}
