@@ -61,10 +61,12 @@ def copy_nuclei(nuclei: Path, folder: Path) -> dict[str, list[np.ndarray]]:
     return truth
 
 
-def flow_runs(server: dict[str, str], flow: str) -> list[dict[str, Any]]:
+def flow_runs(server: dict[str, str], flow: str, store: Store) -> list[dict[str, Any]]:
+    """Those on this store: other tests' runs are on the same server."""
     asked = {"flows": {"name": {"any_": [flow]}}, "sort": "START_TIME_DESC"}
     api = server["PREFECT_API_URL"]
-    return list(httpx.post(f"{api}/flow_runs/filter", json=asked, timeout=30).json())
+    runs = httpx.post(f"{api}/flow_runs/filter", json=asked, timeout=30).json()
+    return [of for of in runs if of["parameters"].get("store") == store.files.label]
 
 
 @pytest.mark.slow
@@ -111,7 +113,7 @@ def test_a_deployed_round_with_people_at_label_studio(
         ended = prefect(prefect_server, *run)
         assert ended.returncode == 0, ended.stdout + ended.stderr + log.read_text()
         deadline = time.monotonic() + 120
-        while not any(of["state_name"] == "Skipped" for of in flow_runs(prefect_server, "finetune")):
+        while not any(of["state_name"] == "Skipped" for of in flow_runs(prefect_server, "finetune", store)):
             assert time.monotonic() < deadline, "returned labels start the deployment that fine-tunes"
             time.sleep(1)
 
@@ -134,8 +136,8 @@ def test_a_deployed_round_with_people_at_label_studio(
     page = (tmp_path / "round.html").read_text()
     assert model in page
     assert label_studio.token not in page + log.read_text()
-    states = [of["state_type"] for of in flow_runs(prefect_server, "round")]
+    states = [of["state_type"] for of in flow_runs(prefect_server, "round", store)]
     assert states == ["COMPLETED", "COMPLETED"]
     assert {
-        of["state_name"] for of in flow_runs(prefect_server, "finetune") if not of["parent_task_run_id"]
+        of["state_name"] for of in flow_runs(prefect_server, "finetune", store) if not of["parent_task_run_id"]
     } == {"Skipped"}
