@@ -6,6 +6,7 @@ STAMP := .venv/.installed
 DATA := $(wildcard ../shared/data/nuclei/labelled ../shared/data/everyday)
 # The version whose ways the review room knows; its packages are apart from gapmap's.
 LABEL_STUDIO := 1.23.2
+EVERY_CORE := --numprocesses=auto --dist=loadgroup
 PRETRAIN := $(BIN)/python -m engine.learn.pretrain
 LEARN_FROM := $(if $(DATA),--data $(DATA))
 
@@ -36,10 +37,10 @@ review: install  ## a Label Studio server for the people who answer, on this mac
 	$(BIN)/gapmap review-server
 
 test: install lint  ## what CI runs: ruff, mypy, and every test, the long ones against real servers too
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(EVERY_CORE)
 
 test-fast: install lint  ## the same without the long ones
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(EVERY_CORE) -m "not slow"
 
 lint: install
 	$(BIN)/ruff check .

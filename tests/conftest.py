@@ -16,6 +16,21 @@ import pytest
 from label_studio import LabelStudio, running_label_studio
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # As many runs as cores, each on one: also the commands that they start. (Before torch is there.)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several processes share the tests, a file stays together, as do all that ask the Label Studio server.
+
+    Files of long tests come first, so that none is begun when the others are done.
+    """
+    asks = {item.path for item in items if "label_studio" in getattr(item, "fixturenames", ())}
+    long = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path not in asks, item.path not in long))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("label studio" if item.path in asks else item.path.name))
 
 
 @pytest.fixture(scope="session")
