@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torchvision.transforms.functional import resize
 
+from engine.learn.crops import draw_crop
 from engine.learn.embedded import RecentlyUsed, count_bytes, halve, input_scale, to_model
 from engine.learn.learnable import learns_encoder
 from engine.learn.prompt_rounds import PromptDrawer, Taught, teach
@@ -54,7 +55,11 @@ class Lessons:
 
     def teach(self, image: TrainingImage, rng: np.random.Generator, weight: float) -> float:
         """All rounds of some of an image's masks; adds to the gradients, and returns the mean loss times `weight`."""
-        of = self._look_up(image)
+        if learns_encoder(self._settings):
+            image = draw_crop(image, rng, self._settings.masks)
+            of = _Prepared(draw_targets(self._segmenter, image), None)
+        else:
+            of = self._look_up(image)
         count = len(of.targets.task_M)
         if not count:
             return 0.0
