@@ -46,6 +46,10 @@ def finetune(
         bool, typer.Option(help="Fit a refiner and heads to the new version, from the same labels.")
     ] = True,
     refiner_steps: Annotated[int, typer.Option(min=1, help="Updates of the new version's refiner.")] = 300,
+    refit_scenes: Annotated[
+        int,
+        typer.Option(min=0, help="Procedural scenes that refiner and heads are fitted to beside the labels."),
+    ] = 100,
     larger: Annotated[
         str | None,
         typer.Option(
@@ -100,6 +104,7 @@ def finetune(
             most_uncertain,
             refit=refit,
             refiner_steps=refiner_steps,
+            refit_scenes=refit_scenes,
             larger=larger,
             device=device,
         )

@@ -35,7 +35,8 @@ def test_a_model_is_fine_tuned_and_its_new_version_labels_with_its_own_maps_and_
         .to_pylist()
     )
     assert row["n"] == row["mapped"] > 0
-    few = ["--steps", 4, "--images", 2, "--masks", 2, "--rounds", 3, "--refiner-steps", 3]
+    few = ["--steps", 4, "--images", 2, "--masks", 2, "--rounds", 3]
+    few += ["--refiner-steps", 3, "--refit-scenes", 6]
     learning = ["finetune", "--data", labelled, "--store", store, "--out", models, *few]
     tuned = gapmap(*learning)
     assert tuned.returncode == 0, tuned.stderr

@@ -203,8 +203,8 @@ def test_a_push_killed_at_any_moment_sends_everything_once(
         assert process.stdout.readline() == "begun\n"
         return process
 
-    begun = time.monotonic()
     whole = push(10)
+    begun = time.monotonic()
     assert whole.communicate(timeout=300)[0] == "done\n"
     takes = time.monotonic() - begun
     killed = 0

@@ -139,5 +139,7 @@ def test_a_deployed_round_with_people_at_label_studio(
     states = [of["state_type"] for of in flow_runs(prefect_server, "round", store)]
     assert states == ["COMPLETED", "COMPLETED"]
     assert {
-        of["state_name"] for of in flow_runs(prefect_server, "finetune", store) if not of["parent_task_run_id"]
+        of["state_name"]
+        for of in flow_runs(prefect_server, "finetune", store)
+        if not of["parent_task_run_id"]
     } == {"Skipped"}
