@@ -102,11 +102,23 @@ def accept(rows: list[dict[str, Any]], budget_s: float) -> list[dict[str, Any]]:
     return []
 
 
-def describe(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Masks, their mean IoU, and how many objects have a mask of at least a half."""
-    objects = {row["object"] for row in rows if row["iou"] >= 0.5}
-    miou = float(np.mean([row["iou"] for row in rows])) if rows else float("nan")
-    return {"masks": len(rows), "miou": round(miou, 4), "objects": len(objects)}
+def describe(rows: list[dict[str, Any]], accepted: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Accepted masks and their mean IoU; and what the pool has in the end, as fewer masks may be better and yet show less.
+
+    `objects`: how many have a mask of at least a half, accepted or answered. `sum_of_best_iou`: over all objects, their best
+    mask's, where what was answered has 1.
+    """
+    best: dict[tuple[str, int], float] = defaultdict(float)
+    kept = {id(row) for row in accepted}
+    for row in rows:
+        if row["iou"] >= 0.25:  # else the annotator says that there is no object
+            best[row["object"]] = max(best[row["object"]], row["iou"] if id(row) in kept else 1.0)
+    return {
+        "masks": len(accepted),
+        "miou": round(float(np.mean([row["iou"] for row in accepted])), 4) if accepted else None,
+        "objects": sum(iou >= 0.5 for iou in best.values()),
+        "sum_of_best_iou": round(sum(best.values()), 1),
+    }
 
 
 def gain_interval(plain: list[dict[str, Any]], mended: list[dict[str, Any]]) -> list[float]:
@@ -182,15 +194,17 @@ def main() -> None:
         answered = sorted(plain, key=lambda row: row["q"])[: round(share * len(plain))]
         budget_s = sum(seconds(row) for row in answered)
         without, with_ = accept(plain, budget_s), accept(mended, budget_s)
-        gain = describe(with_)["miou"] - describe(without)["miou"]
+        sides = describe(plain, without), describe(mended, with_)
+        miou = [side["miou"] for side in sides]
+        both = None not in miou
         shares.append(
             {
                 "answered_share": share,
                 "human_s": round(budget_s),
-                "without": describe(without),
-                "with": describe(with_),
-                "gain": round(gain, 4),
-                "interval": gain_interval(without, with_),
+                "without": sides[0],
+                "with": sides[1],
+                "gain": round(miou[1] - miou[0], 4) if both else None,
+                "interval": gain_interval(without, with_) if both else None,
             }
         )
         print(shares[-1], flush=True)

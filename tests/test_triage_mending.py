@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from review_sides import FolderSide
+from triage_rows import decisions_of, label_row
 
 from engine.generate.records import MASK_ROW, ImageMasks
 from engine.learn.training_images import pseudo_labelled_images
@@ -293,7 +294,9 @@ def test_readers_see_only_masks_that_hold(
     assert sum(drawn) == len(holding)
     assert all(f"{count} masks" in caption for count, caption in zip(drawn, captions, strict=True))
     learnt = pseudo_labelled_images(store, nano.model_id, masks=1000)
-    assert sum(len(image.masks) for image in learnt) == len(holding)
+    words = decisions_of(store)
+    accepted = sum(words[name] == "accept" for name in holding)
+    assert sum(len(image.masks) for image in learnt) == accepted > 0, "those that hold and are accepted"
     triage_masks(store, nano.model_id, EAGER, ())
     side = FolderSide(tmp_path / "queue")
     everything = AcquisitionSettings(per_image=1000, per_stratum=1)
@@ -301,6 +304,25 @@ def test_readers_see_only_masks_that_hold(
     asked = {name for row in store.query("FROM reviews").to_pylist() for name in row["mask_ids"]}
     assert asked
     assert asked <= holding
+
+
+def test_what_triage_accepts_teaches_until_people_have_answered_for_it(
+    mended: tuple[Store, RepairReport], nano: Segmenter, tmp_path: Path
+) -> None:
+    store = Store(str(shutil.copytree(Path(mended[0].files.root), tmp_path / "masks")))
+    scores = sorted(row["predicted_iou"] for row in masks_of(store).values() if not row["replaced_by"])
+    moved = float(np.median(scores)) - EAGER.threshold
+    triage_masks(store, nano.model_id, replace(EAGER, middle=EAGER.middle + moved), ())
+    accepted = {name for name, word in decisions_of(store).items() if word == "accept"}
+    assert 0 < len(accepted) < len(scores)
+    learnt = pseudo_labelled_images(store, nano.model_id, masks=1000)
+    assert sum(len(image.masks) for image in learnt) == len(accepted)
+    rows = masks_of(store)
+    said = [label_row(rows[name], "fixed", model=nano.model_id) for name in accepted]
+    store.append("labels", said)
+    assert not pseudo_labelled_images(store, nano.model_id, masks=1000), "people's word counts"
+    with pytest.raises(ConfigError, match="holds no masks of another"):
+        pseudo_labelled_images(store, "another@0", masks=1000)
 
 
 @pytest.mark.parametrize("dense", [False, True])

@@ -17,6 +17,7 @@ from engine.learn.image_loaders import PoolLoader
 from engine.masks.map_crop import MapCrop
 from engine.masks.rle import decode_rle
 from engine.models.segmenter import Segmenter
+from engine.triage.people import ANSWERED
 from schemas.errors import ConfigError
 from schemas.records import TASKS
 
@@ -26,12 +27,15 @@ if TYPE_CHECKING:
 # A mask of fewer cells of the grid has no shape that could be learnt.
 _LEAST_CELLS = 4
 
-_PSEUDO_LABELS = """
+_PSEUDO_LABELS = f"""
     SELECT i.image_id, i.uri, i.fingerprint, m.mask_id, m.rle, m.height, m.width, m.point_x, m.point_y,
            p.x0, p.y0, p.x1, p.y1, p.rows, p.columns, p.values
     FROM (SELECT image_id, min(uri) AS uri, arg_min(fingerprint, uri) AS fingerprint
           FROM images WHERE model = $1 GROUP BY image_id) i
-    JOIN (SELECT * FROM masks WHERE model = $1 AND uncertainty <= $2 AND replaced_by IS NULL
+    JOIN (SELECT m.* FROM masks m
+          LEFT JOIN (SELECT image_id, mask_id, decision FROM decisions WHERE model = $1) d USING (image_id, mask_id)
+          WHERE m.model = $1 AND m.uncertainty <= $2 AND m.replaced_by IS NULL
+            AND coalesce(d.decision = 'accept', true) AND m.mask_id NOT IN ({ANSWERED})
           QUALIFY row_number() OVER (PARTITION BY image_id ORDER BY uncertainty, mask_id) <= $3) m USING (image_id)
     LEFT JOIN (SELECT * FROM maps WHERE model = $1) p USING (mask_id, image_id)
     ORDER BY i.image_id, m.mask_id
@@ -107,7 +111,9 @@ def human_images(images: Iterable[LabelledImage]) -> list[TrainingImage]:
 def pseudo_labelled_images(
     store: Store, model: str, *, most_uncertain: float = 1.0, masks: int = 30
 ) -> list[TrainingImage]:
-    """Images of a store with a model's own masks and their maps.
+    """Images of a store with a model's own masks and their maps; none where none is left.
+
+    Of masks that triage has decided on, those that it accepts; what people have answered for is their word.
 
     Args:
         model: `name@version` that made the masks.
@@ -118,19 +124,22 @@ def pseudo_labelled_images(
         ConfigError: the store holds no such masks, or they have no maps.
     """
 
-    def read(snapshot: Any) -> list[dict[str, Any]]:
+    def read(snapshot: Any) -> tuple[list[dict[str, Any]], bool]:
         found = snapshot.con.sql(_PSEUDO_LABELS, params=[model, most_uncertain, masks])
-        return found.to_arrow_table().to_pylist()
+        rows = found.to_arrow_table().to_pylist()
+        any_row = snapshot.con.execute("SELECT 1 FROM masks WHERE model = $1 LIMIT 1", [model]).fetchone()
+        return rows, any_row is not None
 
-    by_image: dict[str, list[dict[str, Any]]] = {}
-    for row in store.read(read):
-        by_image.setdefault(row["image_id"], []).append(row)
-    if not by_image:
+    rows, known = store.read(read)
+    if not known:
         raise ConfigError(
             f"The store {store.files.label} holds no masks of {model} to learn from. Label a pool with it: gapmap label"
         )
+    by_image: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_image.setdefault(row["image_id"], []).append(row)
     made = []
-    for image_id, rows in by_image.items():
+    for image_id, of in by_image.items():
         found = [
             TrainingMask(
                 row["rle"],
@@ -139,14 +148,14 @@ def pseudo_labelled_images(
                 MapCrop.from_row(row),
                 (row["point_x"], row["point_y"]),
             )
-            for row in rows
+            for row in of
         ]
         if any(mask.uncertainty is None for mask in found):
             raise ConfigError(
                 f"Masks of {model} in {store.files.label} have no uncertainty maps: they were labelled with --maps none. "
                 "Label the pool again with maps."
             )
-        load = PoolLoader(rows[0]["uri"], rows[0]["fingerprint"], image_id)
+        load = PoolLoader(of[0]["uri"], of[0]["fingerprint"], image_id)
         made.append(TrainingImage(image_id, image_id, False, tuple(found), load))
     return made
 
