@@ -1,22 +1,19 @@
 """Does asking the right masks teach a model sooner than asking any? Simulated, from pool to curves.
 
-    python benchmarks/active_learning.py              # goes on where it was; ten minutes on one core
+    python benchmarks/active_learning.py              # goes on where it was; two minutes a step on one core
     python benchmarks/active_learning.py --half tuning --seeds 100 101 102 --folder runs/active-learning-tuning
 
 The pool is 341 micrographs of nuclei. The shipped `sam-nano` has seen such fluorescence, but never stained tissue or
 bright field, which are 9 % of the pool's images. In every step a strategy chooses masks of the whole pool, a simulated person
-answers (`simulated_people.py`; nobody else sees the oracle), and the model learns from all answers so far, each time from
-its shipped weights. Then it is scored with one click a nucleus on kept-out groups, by IoU with what was meant of the output
-that the model itself picks: fluorescence and unknown kinds apart, the mean of the two is the headline.
-
-What learns is the IoU head of the mask decoder (`score_learning.py`): which of its three masks a model trusts, and how unsure
-it is of the pool. The masks themselves stay; why is in docs/active-learning.md.
+answers (`simulated_people.py`; nobody else sees the oracle), and all of the model learns from all answers so far, each time
+from its shipped weights (`answer_learning.py`). Then it is scored with one click a nucleus on kept-out groups, by IoU with what
+was meant of the output that the model itself picks: fluorescence and unknown kinds apart, the mean of the two is the headline.
 
 Strategies are those of `engine.triage`. With `+looks` the pool's images are grouped by their mean features into eight
 looks (k-means), and none may have more than an eighth of a step: looks are the strata.
 
 Groups that are evaluated on are halved once, by a hash of their name. Settings are tuned and the strategy is chosen on the
-one half with other seeds (--half tuning); the other half is reported.
+one half with other seeds (--half tuning); the other half is reported. Several processes may share a folder: each takes its seeds.
 """
 
 from __future__ import annotations
@@ -35,22 +32,20 @@ import cv2
 import numpy as np
 import torch
 from active_learning_report import report
+from answer_learning import collect_lessons, learn_answers, score_model
 from generate import ROOT
 from masked_pool import EmbeddingCache, PoolMasks, mask_pool
-from score_learning import Judged, ScoreHead, draw_points, judge_pool, judge_prompts
 from simulated_people import Answer, Costs, answer
 
 from engine.evaluate.interactive import choose_images
-from engine.evaluate.points import innermost_point
 from engine.learn.data import LabelledImage, read_coco, split_groups, split_unknown
-from engine.masks.rle import decode_rle
 from engine.models.allocator import keep_freed_memory
 from engine.models.loading import load_segmenter
 from engine.models.segmenter import Segmenter
 from engine.triage.acquisition import select_masks
 from engine.triage.candidates import Candidates
 from engine.uncertainty.head_files import find_heads
-from schemas.settings import AcquisitionSettings, GenerateSettings
+from schemas.settings import AcquisitionSettings, FinetuneSettings, GenerateSettings
 
 DATA = ROOT.parent / "shared/data/nuclei"
 STRATEGIES = ("random", "uncertainty", "entropy", "coreset", "badge")
@@ -64,24 +59,24 @@ class World:
     """What all series share.
 
     Attributes:
-        head: the shipped model's judgement.
-        names: of the pool's images.
+        shipped: the model that everything begins with.
+        pool: its images with what is truly there; what a strategy sees is `masks`.
         masks: the pool's masks.
         answers: what is said of each mask when it is asked about.
-        judged: what each answer teaches.
         unknown_I: which images of the pool are of a kind that the model was never taught; for the report alone.
         look_I: the group of alike images that each image of the pool is in.
-        evaluation: by kind, what the model is scored on.
+        sets: by kind, what the model is scored on.
+        start: how the shipped model does.
     """
 
-    head: ScoreHead
-    names: list[str]
+    shipped: Segmenter
+    pool: list[LabelledImage]
     masks: PoolMasks
     answers: list[Answer]
-    judged: Judged
     unknown_I: np.ndarray
     look_I: np.ndarray
-    evaluation: dict[str, Judged]
+    sets: dict[str, list[LabelledImage]]
+    start: dict[str, float]
 
 
 def build_world(arguments: argparse.Namespace) -> World:
@@ -111,27 +106,18 @@ def build_world(arguments: argparse.Namespace) -> World:
         answer(pool[masks.image_N[n]], masks.counts[n], costs, np.random.default_rng([n, 1]))
         for n in range(len(masks))
     ]
-    judged = _keep(
-        arguments.cache / f"judged-{made}-{arguments.noise}.pickle",
-        lambda: _judge_answers(segmenter, pool, masks, answers),
-    )
     labelled = read_coco(arguments.data / "labelled")
     sets = split_evaluation(labelled, arguments.half, arguments.images, arguments.masks)
-    evaluation = _keep(
-        arguments.cache
-        / f"evaluation-{segmenter.version}-{arguments.half}-{arguments.images}-{arguments.masks}.pickle",
-        lambda: _judge_sets(segmenter, sets),
-    )
     unknown = {i.name for name, of in split_unknown("x", pool).items() if name != "x" for i in of}
     world = World(
-        head=ScoreHead(segmenter.model.mask_decoder.iou_prediction_head),
-        names=[image.name for image in pool],
+        shipped=shipped,
+        pool=pool,
         masks=masks,
         answers=answers,
-        judged=judged,
         unknown_I=np.array([image.name in unknown for image in pool]),
         look_I=group_looks(segmenter, pool),
-        evaluation=evaluation,
+        sets=sets,
+        start=score_model(shipped, sets),
     )
     cache.save()
     return world
@@ -173,55 +159,9 @@ def group_looks(segmenter: Segmenter, images: Sequence[LabelledImage]) -> np.nda
     return look_I1[:, 0]
 
 
-def _judge_answers(
-    segmenter: Segmenter, pool: list[LabelledImage], masks: PoolMasks, answers: list[Answer]
-) -> Judged:
-    """What each answer would teach: the prompts of its object, decoded."""
-
-    def judge(i: int, place_N: np.ndarray) -> Judged:
-        size = pool[i].masks[0].plain_rle["size"]
-        truths = [
-            None if answers[n].counts is None else decode_rle([answers[n].counts], *size)[0]  # type: ignore[list-item, misc]
-            for n in place_N
-        ]
-        points = [
-            draw_points(masks.points_N2[n], truth, np.random.default_rng([int(n), 2]))
-            for n, truth in zip(place_N, truths, strict=True)
-        ]
-        return judge_prompts(segmenter, pool[i], np.stack(points), truths, full_size=False)
-
-    return judge_pool(pool, masks.image_N, judge, lambda done, of: _tell("answers", done, of))
-
-
-def _judge_sets(segmenter: Segmenter, sets: dict[str, list[LabelledImage]]) -> dict[str, Judged]:
-    """One click for each mask that is evaluated on, by kind, and the unknown kinds each by itself, too."""
-    parts: dict[str, list[Judged]] = {}
-    for kind, of in sets.items():
-        for image in of:
-            truths = [mask.decode() for mask in image.masks]
-            points_N12 = np.array([[innermost_point(truth)] for truth in truths], np.float32)
-            judged = judge_prompts(segmenter, image, points_N12, truths, full_size=True)
-            for name in {kind, kind if kind == "fluorescence" else image.modality}:
-                parts.setdefault(name, []).append(judged)
-    return {
-        name: Judged(np.concatenate([j.token_NPC for j in of]), np.concatenate([j.iou_NP3 for j in of]))
-        for name, of in parts.items()
-    }
-
-
-def evaluate(world: World, head: ScoreHead) -> dict[str, float]:
-    """Mean IoU of the output that the model picks: fluorescence, unknown kinds (each by itself, too), the mean of both."""
-    found = {}
-    for kind, of in world.evaluation.items():
-        picked_N = head.score(of.token_NPC[:, 0]).argmax(1)
-        found[kind] = float(of.iou_NP3[np.arange(len(picked_N)), 0, picked_N].mean())
-    return {"miou": (found["fluorescence"] + found["unknown"]) / 2} | found
-
-
 def choose(
     world: World,
     strategy: str,
-    uncertainty_N: np.ndarray,
     at_sight_N: np.ndarray,
     asked: Sequence[int],
     count: int,
@@ -234,9 +174,9 @@ def choose(
     name, _, looks = strategy.partition("+")
     candidates = Candidates(
         mask_ids=[f"mask-{n}" for n in index_N.tolist()],
-        image_ids=[world.names[i] for i in masks.image_N[index_N]],
+        image_ids=[world.pool[i].name for i in masks.image_N[index_N]],
         strata=[f"look-{world.look_I[i]}" if looks else "pool" for i in masks.image_N[index_N]],
-        uncertainty_N=uncertainty_N[index_N].clip(0, 1).astype(np.float32),
+        uncertainty_N=(1 - masks.predicted_iou_N[index_N]).clip(0, 1).astype(np.float32),
         entropy_N=masks.entropy_N[index_N].astype(np.float32),
         map_N=np.full(len(index_N), np.nan, np.float32),
         people_N=np.ones(len(index_N), bool),
@@ -254,37 +194,34 @@ def choose(
     chosen = [int(index_N[place]) for place, _ in select_masks(candidates, count, settings, before_MC)]
     if looks and len(chosen) < count:
         more = count - len(chosen)
-        chosen += choose(world, name, uncertainty_N, at_sight_N, [*asked, *chosen], more, arguments, seed)
+        chosen += choose(world, name, at_sight_N, [*asked, *chosen], more, arguments, seed)
     return chosen
 
 
 def run_series(world: World, strategy: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """One strategy under one seed: its curve, and what it asked about in order."""
-    head, masks, costs = world.head, world.masks, Costs(noise=arguments.noise)
+    masks, costs = world.masks, Costs(noise=arguments.noise)
     asked: list[int] = []
-    curve: list[dict[str, float]] = [{"labels": 0, "seconds": 0.0} | evaluate(world, head)]
+    curve: list[dict[str, float]] = [{"labels": 0, "seconds": 0.0} | world.start]
     for step in range(arguments.steps):
-        score_N3 = head.score(world.judged.token_NPC[:, 0])
-        # The other heads belong to the shipped model's judgement; a model that learnt is asked itself.
-        score_N = masks.predicted_iou_N if step == 0 else score_N3[np.arange(len(masks)), masks.output_N]
         # Most strategies draw nothing: what is at sight is what a seed changes for them.
         at_sight_N = np.flatnonzero(np.random.default_rng([seed, step]).random(len(masks)) < arguments.view)
-        chosen = choose(
-            world, strategy, 1 - score_N, at_sight_N, asked, arguments.labels, arguments, 1000 * seed + step
-        )
+        chosen = choose(world, strategy, at_sight_N, asked, arguments.labels, arguments, 1000 * seed + step)
         seconds = sum(world.answers[n].seconds for n in chosen)
         seconds += costs.open * len({int(masks.image_N[n]) for n in chosen})
         asked += chosen
-        head = world.head.learn(
-            world.judged.token_NPC[asked].reshape(-1, world.judged.token_NPC.shape[-1]),
-            world.judged.iou_NP3[asked].reshape(-1, 3),
-            rate=arguments.rate,
+        lessons = collect_lessons(world.pool, masks.image_N, world.answers, asked)
+        settings = FinetuneSettings(
+            train="all",
             steps=arguments.updates,
-            batch=arguments.batch,
+            rounds=arguments.rounds,
+            rate=arguments.rate,
+            task_prompt="none",
             seed=1000 * seed + step,
         )
         point = {"labels": len(asked), "seconds": curve[-1]["seconds"] + seconds}
-        curve.append(point | evaluate(world, head))
+        curve.append(point | score_model(learn_answers(world.shipped, lessons, settings), world.sets))
+        print(f"{strategy:18} seed {seed}: {len(asked)} labels, mIoU {curve[-1]['miou']:.3f}", flush=True)
     return {
         "curve": curve,
         "asked": [
@@ -312,7 +249,7 @@ def protocol(arguments: argparse.Namespace) -> dict[str, Any]:
         "images",
         "masks",
     )
-    about = {name: getattr(arguments, name) for name in (*names, "updates", "batch", "rate")}
+    about = {name: getattr(arguments, name) for name in (*names, "updates", "rounds", "rate")}
     return about | {"costs": asdict(Costs(noise=arguments.noise))}
 
 
@@ -362,8 +299,8 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--half", choices=HALVES, default="reporting", help="groups to evaluate on")
     parser.add_argument("--strategies", nargs="+", default=STRATEGIES, choices=STRATEGIES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=8, help="rounds of asking and learning")
-    parser.add_argument("--labels", type=int, default=25, help="masks asked about in a step")
+    parser.add_argument("--steps", type=int, default=5, help="rounds of asking and learning")
+    parser.add_argument("--labels", type=int, default=40, help="masks asked about in a step")
     parser.add_argument(
         "--view", type=float, default=0.5, help="share of the pool at sight in a step, drawn anew"
     )
@@ -371,9 +308,9 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--noise", type=float, default=0.0, help="share of masks to be mended that people leave as they are"
     )
-    parser.add_argument("--updates", type=int, default=200, help="updates of the IoU head in a step")
-    parser.add_argument("--batch", type=int, default=64, help="prompts of an update")
-    parser.add_argument("--rate", type=float, default=1e-4, help="learning rate")
+    parser.add_argument("--updates", type=int, default=300, help="updates of the model in a step")
+    parser.add_argument("--rounds", type=int, default=1, help="rounds of prompts in an update")
+    parser.add_argument("--rate", type=float, default=2e-4, help="learning rate")
     parser.add_argument("--points-per-side", type=int, default=6, help="grid that the pool is masked with")
     parser.add_argument(
         "--pool-images", type=int, default=0, help="thin the pool to about so many; 0 for all"

@@ -23,7 +23,9 @@ def draw_image() -> tuple[TrainingImage, np.ndarray]:
         pixels[mask] = 60 * (place + 1)
     whole = (0.0, 0.0, float(_WIDTH), float(_HEIGHT))
     made = tuple(
-        TrainingMask(counts, (_HEIGHT, _WIDTH), place, MapCrop(whole, mask.astype(np.uint8) * 255), (1.0, 1.0))
+        TrainingMask(
+            counts, (_HEIGHT, _WIDTH), place, MapCrop(whole, mask.astype(np.uint8) * 255), (1.0, 1.0)
+        )
         for place, (counts, mask) in enumerate(zip(encode_masks(masks), masks, strict=True))
     )
     return TrainingImage("key", "group", False, made, ArrayLoader(pixels)), masks

@@ -1,7 +1,7 @@
 """Training images cut, mirrored and recoloured at random, their masks and uncertainty maps alike.
 
-What an encoder learns from a few hundred images it would otherwise know by heart: that paper's fine-tuning (SUM) needs
-none of it with ten thousand. Shape suffixes: H W image.
+An encoder would know a few hundred images by heart (SUM, Liu et al., NeurIPS 2024, has tens of thousands and needs none of this).
+Shape suffixes: H W image.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from engine.learn.training_images import TrainingImage
 from engine.masks.map_crop import MapCrop
 from engine.masks.rle import encode_masks
 
-_SIDE = (0.5, 1.0)  # of the image's sides
+_SIDE = (0.8, 1.0)  # of the image's sides: objects keep about the size that they are asked about in
 _RECOLOURED = 0.5
 _VISIBLE = 0.5  # of a mask that has to be inside: what is cut in halves is another object
 

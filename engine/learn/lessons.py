@@ -14,7 +14,7 @@ from torchvision.transforms.functional import resize
 
 from engine.learn.crops import draw_crop
 from engine.learn.embedded import RecentlyUsed, count_bytes, halve, input_scale, to_model
-from engine.learn.learnable import learns_encoder
+from engine.learn.learnable import bf16_is_fast, learns_encoder
 from engine.learn.prompt_rounds import PromptDrawer, Taught, teach
 from engine.learn.trainee import PromptedModel
 from engine.learn.training_images import MaskTargets, TrainingImage, draw_targets
@@ -143,7 +143,9 @@ class Lessons:
         return features.float(), [level.float() for level in fine]
 
     def _arithmetic(self) -> torch.autocast:
-        return torch.autocast("cuda", torch.bfloat16, enabled=self._segmenter.precision == "bf16")
+        device = self._segmenter.device
+        fast = bf16_is_fast(device) if device.type == "cpu" else self._segmenter.precision == "bf16"
+        return torch.autocast(device.type, torch.bfloat16, enabled=fast)
 
 
 def _as_input(segmenter: Segmenter, pixels_HW3: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

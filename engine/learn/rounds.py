@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from engine.learn.augment import View, draw_box, draw_points
+from engine.learn.learnable import bf16_is_fast
 from engine.learn.losses import dice_loss, focal_loss, mask_iou
 from engine.learn.trainee import PromptedModel
 
@@ -31,7 +32,7 @@ def train_step(
     total, report = torch.zeros((), device=device), np.zeros(4)
     # One autocast region: its cache of cast weights lives as long as the region does.
     with torch.autocast(
-        torch.device(device).type, dtype=torch.bfloat16, enabled=_bf16_is_fast(torch.device(device))
+        torch.device(device).type, dtype=torch.bfloat16, enabled=bf16_is_fast(torch.device(device))
     ):
         embedding, fine = model.encode(pixels, valid)
         for turn in range(rounds):
@@ -126,8 +127,3 @@ def _target(view: View, device: str) -> torch.Tensor:
     """Share of each low-resolution cell that the mask covers, M1hw."""
     masks = torch.from_numpy(view.masks_MSS).to(device).float()[:, None]
     return nn.functional.avg_pool2d(masks, 4)
-
-
-def _bf16_is_fast(device: torch.device) -> bool:
-    """On a processor without bf16 units an update takes ten times as long as in fp32."""
-    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
