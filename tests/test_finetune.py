@@ -73,7 +73,7 @@ def test_points_of_pseudo_labels_lie_where_the_map_is_certain() -> None:
     certainty[..., 16:] = 1
     taught = Taught(share, certainty, torch.zeros(1, dtype=torch.int64))
     drawn, anywhere = [], []
-    for seed in range(30):
+    for seed in range(100):
         for settings, points in (
             (TINY, drawn),
             (TINY.model_copy(update={"uncertainty_sampling": False}), anywhere),
@@ -98,6 +98,22 @@ def test_points_of_pseudo_labels_lie_where_the_map_is_certain() -> None:
         "no certain error is left: the last point once more"
     )
     assert torch.equal(labels, torch.ones(1, 2, dtype=torch.int64))
+
+
+def test_a_first_click_lies_near_the_middle_more_often_than_not() -> None:
+    share = torch.zeros(1, 1, 40, 40)
+    share[..., 4:36, 4:36] = 1
+    taught = Taught(share, None, torch.zeros(1, dtype=torch.int64))
+    depths = []
+    for seed in range(200):
+        first = PromptDrawer(taught, 1, TINY, np.random.default_rng(seed)).first(point=True)["points"]
+        assert first is not None
+        x, y = (first[0, 0] + 0.5).tolist()
+        depths.append(min(x - 4, 36 - x, y - 4, 36 - y))
+    assert min(depths) > 0, "inside"
+    # Anywhere alike, a quarter of the points would be deeper than half of the greatest depth.
+    assert 0.35 < np.mean(np.array(depths) > 8) < 0.75
+    assert min(depths) < 3, "near the edge, too"
 
 
 def test_the_task_is_told_in_the_first_round_of_peoples_masks_alone() -> None:

@@ -83,12 +83,7 @@ class PromptDrawer:
         if not point and self._rng.random() < BOX_CHANCE:
             self._boxes_M4 = np.stack([self._draw_box(mask_hw) for mask_hw in inside_Mhw])
         else:
-            middle = self._rng.random(len(inside_Mhw)) < _MIDDLE
-            self._add_points(
-                np.stack(
-                    [_deep(of, self._rng) if m else of for of, m in zip(inside_Mhw, middle, strict=True)]
-                )
-            )
+            self._add_points(np.stack([self._tend_to_middle(m, of) for m, of in enumerate(inside_Mhw)]))
         return self._prompt(None, tasks=self._tasks)
 
     def correct(self, logits_M1hw: torch.Tensor) -> dict[str, torch.Tensor | None]:
@@ -122,6 +117,15 @@ class PromptDrawer:
             labels = np.concatenate([self._labels_MP, labels], 1)
         self._points_MP2, self._labels_MP = points, labels
 
+    def _tend_to_middle(self, m: int, inside_hw: np.ndarray) -> np.ndarray:
+        """Most often, the part of a mask from a random share of its greatest depth on; all of it where that is uncertain."""
+        if self._rng.random() >= _MIDDLE:
+            return inside_hw
+        depth_hw = cv2.distanceTransform(np.pad(inside_hw.astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
+        deep_hw = inside_hw & (depth_hw >= depth_hw.max() * self._rng.uniform(0.3, 1.0))
+        certain = self._weight_Mhw is None or (deep_hw * self._weight_Mhw[m]).any()
+        return deep_hw if certain else inside_hw
+
     def _draw_box(self, mask_hw: np.ndarray) -> np.ndarray:
         """The mask's box, each side moved either way."""
         rows, columns = np.flatnonzero(mask_hw.any(1)), np.flatnonzero(mask_hw.any(0))
@@ -143,12 +147,6 @@ class PromptDrawer:
             "masks": logits_M1hw,
             "tasks": tasks,
         }
-
-
-def _deep(mask_hw: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The part of a mask that lies deepest inside it, from a random share of the greatest depth on."""
-    depth_hw = cv2.distanceTransform(np.pad(mask_hw.astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
-    return mask_hw & (depth_hw >= depth_hw.max() * rng.uniform(0.3, 1.0))
 
 
 def teach(
