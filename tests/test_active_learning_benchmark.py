@@ -113,4 +113,4 @@ def test_a_tiny_run_goes_from_the_pool_to_curves(shared_data: Path, tmp_path: Pa
     )
     with pytest.raises(SystemExit, match="other settings"):
         active_learning.main([*words, "--rate", "1e-3"])
-    assert json.loads(next(iter(before.values())))["protocol"]["rate"] == 1e-4
+    assert json.loads(next(iter(before.values())))["protocol"]["rate"] == 2e-4
