@@ -90,8 +90,3 @@ def whole_weights(model: PromptedModel) -> dict[str, torch.Tensor]:
         for name, value in net.state_dict().items()
         if ".lora_" not in name
     }
-
-
-def bf16_is_fast(device: torch.device) -> bool:
-    """Whether learning in bf16 saves time: on a processor without units for it an update takes ten times as long."""
-    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -14,9 +14,9 @@ from torchvision.transforms.functional import resize
 
 from engine.learn.crops import draw_crop
 from engine.learn.embedded import RecentlyUsed, count_bytes, halve, input_scale, to_model
-from engine.learn.learnable import bf16_is_fast, learns_encoder
+from engine.learn.learnable import learns_encoder
 from engine.learn.prompt_rounds import PromptDrawer, Taught, teach
-from engine.learn.trainee import PromptedModel
+from engine.learn.trainee import PromptedModel, bf16_is_fast
 from engine.learn.training_images import MaskTargets, TrainingImage, draw_targets
 from engine.models.segmenter import Segmenter
 from schemas.records import Embedding

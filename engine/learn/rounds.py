@@ -7,9 +7,8 @@ import torch
 from torch import nn
 
 from engine.learn.augment import View, draw_box, draw_points
-from engine.learn.learnable import bf16_is_fast
 from engine.learn.losses import dice_loss, focal_loss, mask_iou
-from engine.learn.trainee import PromptedModel
+from engine.learn.trainee import PromptedModel, bf16_is_fast
 
 
 def train_step(
