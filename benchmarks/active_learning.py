@@ -1,6 +1,6 @@
 """Does asking the right masks teach a model sooner than asking any? Simulated, from pool to curves.
 
-    python benchmarks/active_learning.py              # goes on where it was; two minutes a step on one core
+    python benchmarks/active_learning.py --strategies random random+looks uncertainty+looks
     python benchmarks/active_learning.py --half tuning --seeds 100 101 102 --folder runs/active-learning-tuning
 
 The pool is 341 micrographs of nuclei. The shipped `sam-nano` has seen such fluorescence, but never stained tissue or
@@ -13,7 +13,8 @@ Strategies are those of `engine.triage`. With `+looks` the pool's images are gro
 looks (k-means), and none may have more than an eighth of a step: looks are the strata.
 
 Groups that are evaluated on are halved once, by a hash of their name. Settings are tuned and the strategy is chosen on the
-one half with other seeds (--half tuning); the other half is reported. Several processes may share a folder: each takes its seeds.
+one half with other seeds (--half tuning); the other half is reported. Goes on where it was; a step takes two minutes on
+one core. Several processes may share a folder, each with seeds of its own.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class World:
 
 
 def build_world(arguments: argparse.Namespace) -> World:
-    """Read everything, mask the pool, decode all prompts; what was made before is taken from the folder."""
+    """Read everything, mask the pool, score the shipped model; masks that were made before are taken from the folder."""
     if not (arguments.data / "pool" / "oracle.json").exists():
         raise SystemExit(f"There is no pool/oracle.json below {arguments.data}. Name the folder with --data.")
     shipped = load_segmenter("sam-nano", device="cpu")
@@ -299,8 +300,8 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--half", choices=HALVES, default="reporting", help="groups to evaluate on")
     parser.add_argument("--strategies", nargs="+", default=STRATEGIES, choices=STRATEGIES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=5, help="rounds of asking and learning")
-    parser.add_argument("--labels", type=int, default=40, help="masks asked about in a step")
+    parser.add_argument("--steps", type=int, default=2, help="rounds of asking and learning")
+    parser.add_argument("--labels", type=int, default=100, help="masks asked about in a step")
     parser.add_argument(
         "--view", type=float, default=0.5, help="share of the pool at sight in a step, drawn anew"
     )

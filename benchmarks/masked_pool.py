@@ -82,8 +82,6 @@ class PoolMasks:
 
     Attributes:
         image_N: place of each mask's image.
-        points_N2: x, y of its prompt, image pixels.
-        output_N: which of the three outputs it is.
         predicted_iou_N: by the heads, calibrated.
         entropy_N: bits.
         embedding_NC: float32, of length 1.
@@ -91,8 +89,6 @@ class PoolMasks:
     """
 
     image_N: np.ndarray
-    points_N2: np.ndarray
-    output_N: np.ndarray
     predicted_iou_N: np.ndarray
     entropy_N: np.ndarray
     embedding_NC: np.ndarray
@@ -115,8 +111,6 @@ def mask_pool(
         [masks] = generate_masks(segmenter, [image.load()], settings, scorer=heads)
         rows_N = masks.rows_N
         parts["image_N"].append(np.full(len(masks), place))
-        parts["points_N2"].append(rows_N["point"])
-        parts["output_N"].append(rows_N["output_index"].astype(np.int64))
         parts["predicted_iou_N"].append(rows_N["predicted_iou"])
         parts["entropy_N"].append(rows_N["entropy"])
         parts["embedding_NC"].append(unpack_embeddings(masks.embedding_NC))

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -22,7 +22,6 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from flows.pseudolabel import RunSummary
-    from flows.round import RoundSummary
 
 
 class StepsShown(Protocol):
@@ -167,34 +166,3 @@ def phases_progress(every_s: float = 30.0) -> Iterator[Callable[[str, int, int],
             bar.update(tasks[what], completed=done, total=total)
 
         yield show
-
-
-def show_round(summary: RoundSummary) -> None:
-    """Print what each step of a round came to, and what it waits for."""
-    told: dict[str, Callable[[dict[str, Any]], str]] = {
-        "pseudolabel": lambda of: (
-            f"{of['masks']} masks of {of['images']} images, {sum(of['errors'].values())} unusable"
-            + (f"; {of['done_before']} images done before" if of["done_before"] else "")
-        ),
-        "triage": lambda of: (
-            ", ".join(f"{name} {int(each['masks'])}" for name, each in of["decisions"].items())
-            + "".join(
-                f"; {name} mended {each['held']} of {each['tried']}" for name, each in of["repairs"].items()
-            )
-        ),
-        "push": lambda of: (
-            f"{of['masks']} masks in {of['items']} tasks, {of['waiting']} wait for people at {of['address']}"
-        ),
-        "pull": lambda of: ", ".join(f"{count} {verdict}" for verdict, count in of["verdicts"].items()),
-        "finetune": lambda of: (
-            f"{of['model']}, held-out IoU {of['held_out_iou'][0]:.3f} to {of['held_out_iou'][1]:.3f}"
-        ),
-        "promote": lambda of: f"{'promoted' if of['promoted'] else 'refused'}: {of['reason']}",
-        "rescore": lambda of: f"{of['masks']} masks by the new version",
-        "report": lambda of: str(of["page"]),
-    }
-    for step, numbers in summary.steps.items():
-        what = f"left out: {numbers['skipped']}" if "skipped" in numbers else told[step](numbers)
-        print(f"  {step:12} {what}")
-    if summary.waits:
-        print(f"  {'waiting':12} {summary.waits}")

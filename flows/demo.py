@@ -111,7 +111,7 @@ def main() -> None:
     quiet_prefect()
     tether_server()
     from engine.store import Store
-    from flows.console import show_round
+    from flows.round_command import show_round
     from tasks.sheet import draw_sheet
 
     pool, store, queue, sheet = (FOLDER / name for name in ("pool", "store", "review", "contact-sheet.png"))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +12,9 @@ from flows.head_commands import DataOption
 from flows.own_prefect import quiet_prefect, tether_server
 from flows.review_commands import MediaOption, MediaUrlOption, ProjectOption, QueueOption
 from flows.store_commands import StoreOption, absolute_address
+
+if TYPE_CHECKING:
+    from flows.round import RoundSummary
 
 
 def round(
@@ -85,7 +89,7 @@ def round(
     check_page(report)
     quiet_prefect()
     tether_server()
-    from flows.console import show_round, steps_progress
+    from flows.console import steps_progress
     from tasks.progress import hearing_steps
 
     with steps_progress("round") as bar, hearing_steps(bar):
@@ -115,6 +119,37 @@ def round(
         typer.echo("The same command goes on when people have answered.")
     else:
         typer.echo(f"{summary.model} is in use. The same command begins the next round.")
+
+
+def show_round(summary: RoundSummary) -> None:
+    """Print what each step of a round came to, and what it waits for."""
+    told: dict[str, Callable[[dict[str, Any]], str]] = {
+        "pseudolabel": lambda of: (
+            f"{of['masks']} masks of {of['images']} images, {sum(of['errors'].values())} unusable"
+            + (f"; {of['done_before']} images done before" if of["done_before"] else "")
+        ),
+        "triage": lambda of: (
+            ", ".join(f"{name} {int(each['masks'])}" for name, each in of["decisions"].items())
+            + "".join(
+                f"; {name} mended {each['held']} of {each['tried']}" for name, each in of["repairs"].items()
+            )
+        ),
+        "push": lambda of: (
+            f"{of['masks']} masks in {of['items']} tasks, {of['waiting']} wait for people at {of['address']}"
+        ),
+        "pull": lambda of: ", ".join(f"{count} {verdict}" for verdict, count in of["verdicts"].items()),
+        "finetune": lambda of: (
+            f"{of['model']}, held-out IoU {of['held_out_iou'][0]:.3f} to {of['held_out_iou'][1]:.3f}"
+        ),
+        "promote": lambda of: f"{'promoted' if of['promoted'] else 'refused'}: {of['reason']}",
+        "rescore": lambda of: f"{of['masks']} masks by the new version",
+        "report": lambda of: str(of["page"]),
+    }
+    for step, numbers in summary.steps.items():
+        what = f"left out: {numbers['skipped']}" if "skipped" in numbers else told[step](numbers)
+        print(f"  {step:12} {what}")
+    if summary.waits:
+        print(f"  {'waiting':12} {summary.waits}")
 
 
 def _read_settings(path: Path | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -49,6 +50,19 @@ def test_imports_go_down_and_rooms_stay_small(path: Path) -> None:
     assert not above, f"imports from a floor above: {above}"
     assert floor != 1 or "prefect" not in imported(path), "the engine knows no Prefect"
     assert len(path.read_text().splitlines()) <= 250
+
+
+def test_no_imports_go_in_circles() -> None:
+    """Nor do those inside functions, or for types alone."""
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in FILES}
+    graph: dict[str, set[str]] = {}
+    for name, path in names.items():
+        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        written = {node.module for node in nodes if node.module and not node.level}
+        written |= {f"{node.module}.{of.name}" for node in nodes for of in node.names if not node.level}
+        graph[name] = written & names.keys()
+    assert graph["flows.round"], "imports are found"
+    list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
 
 
 @pytest.mark.parametrize("room", sorted(path.name for path in (ROOT / "engine").iterdir() if path.is_dir()))

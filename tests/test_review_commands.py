@@ -338,6 +338,39 @@ def test_both_kinds_of_token_work_and_a_project_may_be_renamed(
 
 
 @pytest.mark.slow
+def test_a_token_that_prefect_keeps_is_used_and_told_nowhere(
+    store: Store, label_studio: LabelStudio, prefect_server: dict[str, str], tmp_path: Path
+) -> None:
+    environment = {key: value for key, value in prefect_server.items() if key != "LABEL_STUDIO_API_KEY"}
+
+    def ask_prefect(code: str) -> None:
+        code = f"import sys; from prefect.blocks.system import Secret; {code}"
+        command = [sys.executable, "-c", code, "label-studio-api-key"]
+        subprocess.run(
+            command, env=environment, input=label_studio.token, check=True, capture_output=True, text=True
+        )
+
+    project = f"secret-{uuid4().hex[:8]}"
+    command = [sys.executable, "-m", "flows.cli", "push", "--store", str(tmp_path / "masks"), "--budget", "4"]
+    command += ["--queue", label_studio.url, "--media", str(label_studio.media), "--project", project]
+    ask_prefect("Secret(value=sys.stdin.read()).save(sys.argv[1])")
+    try:
+        pushed = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        )
+    finally:
+        ask_prefect("Secret.delete(sys.argv[1])")
+    assert pushed.returncode == 0, pushed.stderr
+    [row] = store.query("SELECT count(*) AS tasks FROM reviews WHERE state = 'sent'").to_pylist()
+    assert row["tasks"] > 0
+    told = httpx.post(f"{prefect_server['PREFECT_API_URL']}/flow_runs/filter", json={}, timeout=30).text
+    written = b"".join(path.read_bytes() for path in Path(store.files.root).rglob("*.parquet"))
+    assert project in told
+    assert label_studio.token not in pushed.stdout + pushed.stderr + told
+    assert label_studio.token.encode() not in written
+
+
+@pytest.mark.slow
 def test_label_studio_wakes_the_listener_and_a_stranger_does_not(
     store: Store, label_studio: LabelStudio, tmp_path: Path
 ) -> None:

@@ -21,7 +21,7 @@ from schemas.settings import FinetuneSettings
 
 BOX_CHANCE = 0.5
 _JITTER = 0.1  # of the box's sides, either way
-# How often a first point lies near the middle, as people's clicks do: taught anywhere alike, one click draws worse than before.
+# How often a first point lies near the middle of its mask, as people's clicks and those of the evaluation do.
 _MIDDLE = 0.6
 _SINGLE = 0.6  # weight of the single mask beside the best of the three
 
