@@ -27,6 +27,7 @@ def test_a_person_logs_in_and_nobody_signs_up_without_a_link(label_studio: Label
     person = Visitor(label_studio)
     person.log_in()
     assert label_studio.email.encode() in person.see("/api/current-user/whoami")[1]
+    assert b"collect_analytics: false" in person.see("/projects/")[1], "its pages tell nobody what people do"
 
 
 @pytest.mark.slow
