@@ -43,6 +43,7 @@ def ablation(
     steps: Annotated[int, typer.Option(min=1, help="Updates of each variant, at most.")] = 300,
     train: Annotated[str, typer.Option(help="What learns: decoder, all or adapters.")] = "decoder",
     rate: Annotated[float, typer.Option(min=0, help="Learning rate.")] = 1e-4,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of prompts in an update.")] = 7,
     images: Annotated[int, typer.Option(min=1, help="Images of a set to judge on, evenly spread.")] = 30,
     masks: Annotated[
         int, typer.Option(min=1, help="Masks of an image to judge on, evenly spread, at most.")
@@ -57,10 +58,10 @@ def ablation(
         str | None, typer.Option(help="cuda, cuda:N, mps or cpu. Default: the best there is.")
     ] = None,
 ) -> None:
-    """What is each part of SUM worth? One model fine-tuned in nine ways, judged with the model as it was.
+    """What is each part of SUM worth? One model fine-tuned in ten ways, judged with the model as it was.
 
-    People's masks alone; both kinds alike; the refiner's masks as labels; SUM without task prompt, without uncertainty
-    in the losses, in the points; with the task told in every round; with SAM's confidence as the map; SUM. All are
+    People's masks alone; both kinds alike; the refiner's masks as labels; SUM without the answers of before, without
+    task prompt, without uncertainty in the losses, in the points; with the task told in every round; with SAM's confidence as the map; SUM. All are
     judged on groups that none of them learnt from, with one, three and five clicks. Leave those out of the pool, too.
 
     Example: gapmap evaluate ablation --data parts/ --also others/ --store masks/
@@ -93,7 +94,7 @@ def ablation(
     target.check_exists()
     keep_freed_memory()
     segmenter = load_segmenter(model, device=device)
-    settings = FinetuneSettings(train=train, steps=steps, rate=rate, seed=seed)
+    settings = FinetuneSettings(train=train, steps=steps, rate=rate, rounds=rounds, seed=seed)
     taught = {name: learnable_images(of) for name, of in learnt.items()}
     human = human_images([image for of in taught.values() for image in of])
     pseudo: dict[str, list[TrainingImage]] = {}

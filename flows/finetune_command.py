@@ -39,6 +39,12 @@ def finetune(
     human_share: Annotated[
         float | None, typer.Option(help="Share of people's images in an update. Default: 0.5.")
     ] = None,
+    distillation: Annotated[
+        float | None,
+        typer.Option(
+            help="Weight of answering as before where people did not label; 0: free to forget. Default: 2."
+        ),
+    ] = None,
     most_uncertain: Annotated[
         float, typer.Option(min=0, max=1, help="Leave out masks of the store that are more uncertain.")
     ] = 1.0,
@@ -83,6 +89,7 @@ def finetune(
         "rounds": rounds,
         "rate": rate,
         "human_share": human_share,
+        "distillation": distillation,
         "seed": seed,
     }
     settings = FinetuneSettings(**{key: value for key, value in chosen.items() if value is not None})

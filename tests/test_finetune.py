@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 from engine.learn.data import scene_images
+from engine.learn.distillation import Encoded, distil
 from engine.learn.finetuning import Finetuned, finetune
 from engine.learn.losses import dice_loss, focal_loss
 from engine.learn.prompt_rounds import PromptDrawer, Taught
+from engine.learn.trainee import PromptedModel
 from engine.learn.training_images import TrainingImage, draw_targets, human_images
 from engine.masks.map_crop import MapCrop
 from engine.models.loading import load_segmenter
@@ -166,6 +169,44 @@ def test_what_is_asked_to_learn_learns_and_nothing_else(
     assert not last.task_prompt_4C[0].any(), "unspecified stays nothing"
 
 
+def test_where_people_did_not_label_the_model_answers_more_as_before(
+    segmenter: Segmenter, human: list[TrainingImage], pseudo: list[TrainingImage]
+) -> None:
+    """Clicks all over an image that the fine-tuning saw without masks of people: how far have the answers moved?"""
+    moved = {}
+    for weight in (0.0, 10.0):
+        settings = TINY.model_copy(update={"steps": 12, "distillation": weight})
+        learnt = deepcopy(segmenter.model)
+        learnt.load_state_dict(_last(segmenter, human, pseudo, settings).weights)
+        answers = [_answer_grid(model, segmenter, pseudo[0]) for model in (segmenter.model, learnt)]
+        moved[weight] = float((answers[0] - answers[1]).abs().mean())
+    assert 0 < moved[10.0] < 0.7 * moved[0.0]
+
+
+def test_a_model_that_has_not_changed_has_nothing_to_give_back(segmenter: Segmenter) -> None:
+    model = PromptedModel(segmenter.model, segmenter.package)
+    pixels = torch.rand(1, 3, segmenter.image_size, segmenter.image_size) * 255
+    with torch.no_grad():
+        seen = Encoded(*model.encode(pixels, torch.ones_like(pixels[:, :1])))
+        extent = (segmenter.grid_size, segmenter.grid_size / 2)
+        rng, plain = np.random.default_rng(0), torch.autocast("cpu", enabled=False)
+        assert float(distil((model, seen), (model, seen), extent, 4.0, rng, plain)) == pytest.approx(0, abs=1e-5)
+
+
+def _answer_grid(net: torch.nn.Module, segmenter: Segmenter, image: TrainingImage) -> torch.Tensor:
+    """Probabilities that a model gives to 16 clicks."""
+    model = PromptedModel(net, segmenter.package)
+    side = segmenter.image_size
+    pixels = torch.from_numpy(image.load()).permute(2, 0, 1)[None].float()
+    pixels = torch.nn.functional.interpolate(pixels, (side, side), mode="bilinear")
+    places_4 = (torch.arange(4) + 0.5) * side / 4
+    clicks = torch.cartesian_prod(places_4, places_4)[:, None]
+    prompt = {"points": clicks, "labels": torch.ones(16, 1, dtype=torch.int64), "boxes": None, "masks": None}
+    with torch.no_grad():
+        features, fine = model.encode(pixels, torch.ones_like(pixels[:, :1]))
+        return model.decode(features, fine, prompt)[0].sigmoid()
+
+
 def _last(
     segmenter: Segmenter, human: list[TrainingImage], pseudo: list[TrainingImage], settings: FinetuneSettings
 ) -> Finetuned:
@@ -208,6 +249,7 @@ import sys, torch
 from torch import distributed
 from safetensors.torch import save_file
 from engine.learn.data import scene_images
+from engine.learn.distillation import Encoded, distil
 from engine.learn.finetuning import finetune
 from engine.learn.training_images import human_images
 from engine.models.loading import load_segmenter

@@ -44,11 +44,12 @@ class Variant:
     changes: Mapping[str, Any]
 
 
-_PLAIN = {"uncertainty_loss": False, "uncertainty_sampling": False, "task_prompt": "none"}
+_PLAIN = {"uncertainty_loss": False, "uncertainty_sampling": False, "task_prompt": "none", "distillation": 0.0}
 VARIANTS: dict[str, Variant] = {
     "vanilla": Variant("people's masks alone", "none", _PLAIN),
     "mix": Variant("both, all pixels alike", "maps", _PLAIN),
     "redrawn": Variant("refiner's masks as labels", "redrawn", _PLAIN),
+    "no-distillation": Variant("SUM, free to forget", "maps", {"distillation": 0.0}),
     "no-task": Variant("SUM without task prompt", "maps", {"task_prompt": "none"}),
     "no-loss": Variant("SUM, losses unweighted", "maps", {"uncertainty_loss": False}),
     "no-sampling": Variant("SUM, points unweighted", "maps", {"uncertainty_sampling": False}),

@@ -13,6 +13,7 @@ import torch
 from torchvision.transforms.functional import resize
 
 from engine.learn.crops import draw_crop
+from engine.learn.distillation import Encoded, distil
 from engine.learn.embedded import RecentlyUsed, count_bytes, halve, input_scale, to_model
 from engine.learn.learnable import learns_encoder
 from engine.learn.prompt_rounds import PromptDrawer, Taught, teach
@@ -49,12 +50,16 @@ class Lessons:
 
     def __init__(self, segmenter: Segmenter, model: PromptedModel, settings: FinetuneSettings) -> None:
         self._segmenter, self._model, self._settings = segmenter, model, settings
+        self._before = PromptedModel(segmenter.model, segmenter.package)
         self._images: list[TrainingImage] = []
         self._places: dict[tuple[str, bool], int] = {}
         self._prepared = RecentlyUsed(self._prepare, lambda of: of.bytes, _MOST_BYTES)
 
     def teach(self, image: TrainingImage, rng: np.random.Generator, weight: float) -> float:
-        """All rounds of some of an image's masks; adds to the gradients, and returns the mean loss times `weight`."""
+        """All rounds of some of an image's masks, and the answers of before where they are the model's own.
+
+        Adds to the gradients, and returns the mean loss times `weight`.
+        """
         if learns_encoder(self._settings):
             image = draw_crop(image, rng, self._settings.masks)
             of = _Prepared(draw_targets(self._segmenter, image), None)
@@ -64,7 +69,7 @@ class Lessons:
         if not count:
             return 0.0
         taught = self._pick(of, image, rng.permutation(count)[: self._settings.masks])
-        features, fine = self._encode(of, image)
+        features, fine = self._encode(self._model, of, image)
         learning = features.requires_grad
         # Each round's graph is let go at once; what reaches the encoder is gathered and goes through it in the end.
         leaves = [x.detach().requires_grad_(learning) for x in (features, *fine)]
@@ -83,6 +88,10 @@ class Lessons:
             loss, logits, _ = teach(logits_MOhw.float(), iou_MO.float(), taught, self._settings)
             (loss * (weight / rounds)).backward()
             total += float(loss.detach()) * weight / rounds
+        if self._settings.distillation and not image.human:
+            loss = self._distil(of, image, Encoded(leaves[0], leaves[1:]), rng)
+            (loss * (weight * self._settings.distillation)).backward()
+            total += float(loss.detach()) * weight * self._settings.distillation
         if learning:
             torch.autograd.backward([features, *fine], [leaf.grad for leaf in leaves])
         return total
@@ -101,7 +110,7 @@ class Lessons:
                 continue
             index_M = np.linspace(0, count - 1, min(count, self._settings.masks)).round().astype(int)
             taught = self._pick(of, image, index_M)
-            features, fine = self._encode(of, image)
+            features, fine = self._encode(self._model, of, image)
             drawer = PromptDrawer(taught, self._cell, self._settings, np.random.default_rng([23, place]))
             prompt = drawer.first(point=True)
             for turn in range(_JUDGED_ROUNDS):
@@ -134,12 +143,23 @@ class Lessons:
     def _pick(self, of: _Prepared, image: TrainingImage, index_M: np.ndarray) -> Taught:
         return Taught.pick(of.targets, index_M, image.human, self._segmenter.device)
 
-    def _encode(self, of: _Prepared, image: TrainingImage) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def _distil(
+        self, of: _Prepared, image: TrainingImage, seen: Encoded, rng: np.random.Generator
+    ) -> torch.Tensor:
+        with torch.no_grad():
+            before = Encoded(*self._encode(self._before, of, image))
+        extent = self._segmenter.mask_extent(image.masks[0].size)
+        learner, teacher = (self._model, seen), (self._before, before)
+        return distil(learner, teacher, extent, self._cell, rng, self._arithmetic())
+
+    def _encode(
+        self, model: PromptedModel, of: _Prepared, image: TrainingImage
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         if of.embedding is not None:
             return to_model(of.embedding, self._segmenter.device)
         pixels_13SS, valid_11SS = _as_input(self._segmenter, image.load())
         with self._arithmetic():
-            features, fine = self._model.encode(pixels_13SS, valid_11SS)
+            features, fine = model.encode(pixels_13SS, valid_11SS)
         return features.float(), [level.float() for level in fine]
 
     def _arithmetic(self) -> torch.autocast:

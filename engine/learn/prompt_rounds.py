@@ -1,6 +1,6 @@
 """The interactive rounds that fine-tuning teaches with, and what is taught in each.
 
-SUM (Liu et al., NeurIPS 2024, appendix): a box or a point at random, then points where the mask is wrong, one round
+SUM (Liu et al., NeurIPS 2024, appendix): a point or, once in five, a box, then points where the mask is wrong, one round
 without a new prompt; each round is given the logits of the one before. On pseudo-labels points are drawn by
 certainty and losses are weighed by it; where no certain error is left, the last point is given again.
 
@@ -19,11 +19,12 @@ from engine.learn.losses import dice_loss, focal_loss, mask_iou
 from engine.learn.training_images import MaskTargets
 from schemas.settings import FinetuneSettings
 
-BOX_CHANCE = 0.5
+BOX_CHANCE = 0.2
 _JITTER = 0.1  # of the box's sides, either way
 # How often a first point lies near the middle of its mask, as people's clicks and those of the evaluation do.
 _MIDDLE = 0.6
 _SINGLE = 0.6  # weight of the single mask beside the best of the three
+_OTHERS = 0.05  # and of all three: an output that never wins is not left to drift
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,8 @@ def teach(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The loss of one round, the best output's logits M1hw, and its true IoU M.
 
-    20 focal + dice + the squared error of the predicted IoU. Of the three outputs the best one is taught, and
-    the single mask beside it.
+    20 focal + dice + the squared error of the predicted IoU. Of the three outputs the best one is taught, the single
+    mask beside it, and a little all of them.
     """
     weighted = taught.certainty_M1hw is not None and settings.uncertainty_loss
     certainty = taught.certainty_M1hw if weighted else None
@@ -165,6 +166,7 @@ def teach(
     truth_MO = mask_iou(logits_MOhw, share, certain)
     best_M1 = masks_MO[:, 1:].argmin(1, keepdim=True)
     loss = masks_MO[:, 1:].gather(1, best_M1).mean() + _SINGLE * masks_MO[:, 0].mean()
+    loss = loss + _OTHERS * masks_MO[:, 1:].mean()
     loss = loss + (iou_MO - truth_MO).square().mean()
     place = best_M1[..., None, None].expand(-1, -1, *logits_MOhw.shape[-2:])
     return loss, logits_MOhw[:, 1:].gather(1, place).detach(), truth_MO[:, 1:].gather(1, best_M1)[:, 0]
