@@ -190,7 +190,9 @@ def test_a_model_that_has_not_changed_has_nothing_to_give_back(segmenter: Segmen
         seen = Encoded(*model.encode(pixels, torch.ones_like(pixels[:, :1])))
         extent = (segmenter.grid_size, segmenter.grid_size / 2)
         rng, plain = np.random.default_rng(0), torch.autocast("cpu", enabled=False)
-        assert float(distil((model, seen), (model, seen), extent, 4.0, rng, plain)) == pytest.approx(0, abs=1e-5)
+        assert float(distil((model, seen), (model, seen), extent, 4.0, rng, plain)) == pytest.approx(
+            0, abs=1e-5
+        )
 
 
 def _answer_grid(net: torch.nn.Module, segmenter: Segmenter, image: TrainingImage) -> torch.Tensor:

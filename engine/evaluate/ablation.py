@@ -44,7 +44,12 @@ class Variant:
     changes: Mapping[str, Any]
 
 
-_PLAIN = {"uncertainty_loss": False, "uncertainty_sampling": False, "task_prompt": "none", "distillation": 0.0}
+_PLAIN = {
+    "uncertainty_loss": False,
+    "uncertainty_sampling": False,
+    "task_prompt": "none",
+    "distillation": 0.0,
+}
 VARIANTS: dict[str, Variant] = {
     "vanilla": Variant("people's masks alone", "none", _PLAIN),
     "mix": Variant("both, all pixels alike", "maps", _PLAIN),

@@ -23,6 +23,7 @@ from .connection import DamagedStoreError, explained, open_connection, quote_sql
 from .files import StoreFiles
 from .layout import PART_SUFFIX, REPLACES_SUFFIX, SHARD_TABLES, attempt_time, new_attempt, table_path
 from .live import IMAGE_KEY
+from .records import RECORD_TABLES, merge_records, sweep_records
 from .snapshot import Snapshot, list_parts
 
 _WASTED_SHARE = 0.3
@@ -45,7 +46,7 @@ def compact_store(
     memory_limit: str = "2GB",
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Merge the small and wasteful shards of one model, or of all; returns how many were merged.
+    """Merge the small and wasteful shards and the small files of records, of one model or of all; returns how many.
 
     Args:
         target_bytes: size of the largest table file of a merged shard, about.
@@ -64,7 +65,7 @@ def compact_store(
                 _merge(files, snapshot, name, group)
         if progress is not None:
             progress(len(groups), len(groups))
-    return sum(len(group) for _, group in groups)
+    return sum(len(group) for _, group in groups) + merge_records(files, model, target_bytes, memory_limit)
 
 
 def sweep_store(files: StoreFiles, *, grace: timedelta = timedelta(hours=24)) -> int:
@@ -82,11 +83,7 @@ def sweep_store(files: StoreFiles, *, grace: timedelta = timedelta(hours=24)) ->
     stale_notes = [note.path for note in notes if attempt_time(note.attempt) < limit]
     files.remove(stale_notes)
     temporary = [
-        f
-        for table in TABLES
-        if table not in SHARD_TABLES
-        for f in files.list_table(table)
-        if f.name.endswith(".tmp")
+        f for table in ("images", *RECORD_TABLES) for f in files.list_table(table) if f.name.endswith(".tmp")
     ]
     named = _named_attempts(files)
     stale = [
@@ -96,7 +93,7 @@ def sweep_store(files: StoreFiles, *, grace: timedelta = timedelta(hours=24)) ->
         if max(attempt_time(f.attempt), f.changed or limit) < limit
     ]
     files.remove(stale)
-    return len(gone) + len(stale_notes) + len(stale)
+    return len(gone) + len(stale_notes) + len(stale) + sweep_records(files, limit)
 
 
 def _plan(snapshot: Snapshot, model: str, target_bytes: int) -> list[list[_Part]]:

@@ -3,7 +3,7 @@
 ROOT/images/model=NAME@VERSION/ATTEMPT.parquet     the commits: written last
 ROOT/masks/model=NAME@VERSION/ATTEMPT.parquet      and every other table with an `attempt` column
 ROOT/models/model=NAME@VERSION/ATTEMPT.parquet     records that belong to no shard
-ROOT/images/model=NAME@VERSION/ATTEMPT.replaces    JSON: the parts a compaction took the place of
+ROOT/images/model=NAME@VERSION/ATTEMPT.replaces    JSON: the parts a compaction took the place of; beside records, too
 """
 
 from __future__ import annotations

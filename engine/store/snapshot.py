@@ -12,6 +12,7 @@ from .connection import DamagedStoreError, explained, open_connection, quote_sql
 from .files import StoredFile, StoreFiles
 from .layout import PART_SUFFIX, REPLACES_SUFFIX, SHARD_TABLES
 from .live import find_live, name_images
+from .records import RECORD_TABLES, list_records
 
 T = TypeVar("T")
 
@@ -54,7 +55,8 @@ class Snapshot:
     ) -> None:
         self._files = files
         self.parts, _, _ = list_parts(files)
-        self.tables = {name: _by_attempt(files.list_table(name)) for name in TABLES if name != "images"}
+        self.tables = {name: _by_attempt(files.list_table(name)) for name in SHARD_TABLES}
+        self.tables |= {name: _by_attempt(list_records(files, name).counting) for name in RECORD_TABLES}
         self.paths: list[str] = []
         self.con = open_connection(files, memory_limit=memory_limit, threads=threads)
         try:
@@ -128,7 +130,7 @@ class Snapshot:
                     urls = [self._files.url(there[row[:2]].path) for row in rows if row[3] == seen]
                     branches.append(self._branch(table, model, urls, join))
             self._create_view(table, branches)
-        for table in self.tables.keys() - set(SHARD_TABLES):
+        for table in RECORD_TABLES:
             stored = _by_model((f.model, self._files.url(f.path)) for f in self.tables[table].values())
             newest = f" QUALIFY {_NEWEST[table]} = 1" if table in _NEWEST else ""
             self._create_view(table, [self._branch(table, model, urls) for model, urls in stored], newest)

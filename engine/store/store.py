@@ -16,8 +16,9 @@ from .compact import compact_store, sweep_store
 from .connection import DamagedStoreError, LostFileError, explained, open_connection, scan_files
 from .done import DoneIndex
 from .files import StoreFiles
-from .layout import PART_SUFFIX, new_attempt
+from .layout import new_attempt
 from .query import Progress, fence, run_sql, write_result
+from .records import list_records
 from .snapshot import Snapshot, list_parts
 
 if TYPE_CHECKING:
@@ -95,11 +96,7 @@ class Store:
 
     def record_model(self, record: Mapping[str, Any]) -> None:
         """Add a row of the `models` schema (without `created_at`); nothing when it is there already."""
-        stored = [
-            f
-            for f in self.files.list_table("models")
-            if f.model == record["model"] and f.name.endswith(PART_SUFFIX)
-        ]
+        stored = [f for f in list_records(self.files, "models").counting if f.model == record["model"]]
         with explained(self.files), open_connection(self.files) as con:
             scan = scan_files(con, "models", [self.files.url(f.path) for f in stored])
             known = con.sql(f"FROM {scan} ORDER BY created_at DESC LIMIT 1").to_arrow_table()

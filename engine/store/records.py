@@ -1,0 +1,135 @@
+"""Tables that belong to no shard (`labels`, `reviews`, `decisions` …): which of their files count, and many small ones made one.
+
+Every answer that is pulled and every push is a file of its own, and no row is ever rewritten. A merged file takes the place of those that
+its `.replaces` note names, from the moment that it is there. Of two merges that began at once and share a file the
+earlier one counts, so that no row is seen twice; what the other one alone had merged is seen in the old files still.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+
+from schemas.errors import TransientError
+from schemas.tables import TABLES
+
+from .commit import ROW_GROUP_ROWS, write_part
+from .connection import explained, open_connection, scan_files
+from .files import StoredFile, StoreFiles
+from .layout import PART_SUFFIX, REPLACES_SUFFIX, SHARD_TABLES, attempt_time, new_attempt, table_path
+
+RECORD_TABLES = tuple(name for name in TABLES if name != "images" and name not in SHARD_TABLES)
+_MOST_FILES = 10_000
+_STALE_AFTER = timedelta(hours=1)
+_Key = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Records:
+    """The files of such a table.
+
+    Attributes:
+        counting: those whose rows are seen.
+        replaced: those that a merged one took the place of, and its attempt.
+        vain: merged ones that do not count.
+        notes: which say what took the place of what.
+    """
+
+    counting: list[StoredFile]
+    replaced: list[tuple[StoredFile, str]]
+    vain: list[StoredFile]
+    notes: list[StoredFile]
+
+
+def list_records(files: StoreFiles, table: str) -> Records:
+    """What lies in a table's folder, and what of it counts."""
+    listed = sorted(files.list_table(table), key=lambda f: (f.attempt, f.model))
+    parts = {(f.model, f.attempt): f for f in listed if f.name == f.attempt + PART_SUFFIX}
+    notes = [f for f in listed if f.name == f.attempt + REPLACES_SUFFIX]
+    vain: set[_Key] = set()
+    replaced: dict[_Key, str] = {}
+    for note in notes:
+        if (note.model, note.attempt) not in parts:
+            continue  # killed before its file was there
+        text = files.read_bytes(note.path)
+        if text is None:  # swept since it was listed, and the files it names before it
+            return list_records(files, table)
+        old = [(note.model, attempt) for attempt in json.loads(text)]
+        if any(key in replaced or key in vain for key in old):
+            vain.add((note.model, note.attempt))
+        else:
+            replaced |= dict.fromkeys(old, note.attempt)
+    return Records(
+        [file for key, file in parts.items() if key not in replaced and key not in vain],
+        [(file, replaced[key]) for key, file in parts.items() if key in replaced],
+        [file for key, file in parts.items() if key in vain],
+        notes,
+    )
+
+
+def merge_records(files: StoreFiles, model: str | None, target_bytes: int, memory_limit: str) -> int:
+    """Merge the small files of every such table, of one model or of all; returns how many were merged."""
+    merged = 0
+    for table in RECORD_TABLES:
+        counting = list_records(files, table).counting
+        for name in sorted({f.model for f in counting if model in (None, f.model)}):
+            small = [f for f in counting if f.model == name and f.size < target_bytes / 2]
+            for group in _group(small, target_bytes):
+                _merge(files, table, name, group, memory_limit)
+                merged += len(group)
+    return merged
+
+
+def sweep_records(files: StoreFiles, limit: datetime) -> int:
+    """Delete what was replaced, or merged in vain, by merges that began before `limit`; returns how many files.
+
+    Merges in vain go first and the notes last: whatever is killed in between, what counts stays what it was.
+    """
+    gone = 0
+    for table in RECORD_TABLES:
+        found = list_records(files, table)
+        replaced = [file for file, merged in found.replaced if attempt_time(merged) < limit]
+        for step in (_older(found.vain, limit), replaced, _older(found.notes, limit)):
+            files.remove([file.path for file in step])
+            gone += len(step)
+    return gone
+
+
+def _older(some: list[StoredFile], limit: datetime) -> list[StoredFile]:
+    return [file for file in some if attempt_time(file.attempt) < limit]
+
+
+def _group(small: list[StoredFile], target_bytes: int) -> list[list[StoredFile]]:
+    groups: list[list[StoredFile]] = [[]]
+    for file in small:
+        if sum(f.size for f in groups[-1]) + file.size > target_bytes or len(groups[-1]) >= _MOST_FILES:
+            groups.append([])
+        groups[-1].append(file)
+    return [group for group in groups if len(group) > 1]
+
+
+def _merge(files: StoreFiles, table: str, model: str, group: list[StoredFile], memory_limit: str) -> None:
+    old = [file.attempt for file in group]
+    attempt = new_attempt(after=max(old))
+    note = table_path(files.root, table, model, attempt + REPLACES_SUFFIX)
+
+    def write(path: Path) -> None:
+        path.write_text(json.dumps(old))
+
+    files.publish(note, write)
+    urls = [files.url(file.path) for file in group]
+    with open_connection(files, memory_limit=memory_limit) as con:
+
+        def rows() -> Iterator[pa.RecordBatch]:
+            with explained(files, urls):
+                yield from con.sql(f"FROM {scan_files(con, table, urls)}").to_arrow_reader(ROW_GROUP_ROWS)
+            # Here, while the file is not in sight yet: a sweep may have taken the note for a killed merge's.
+            if datetime.now(UTC) - attempt_time(attempt) > _STALE_AFTER:
+                raise TransientError(f"Merging {len(old)} files of {table} took over an hour. Compact again.")
+
+        write_part(files, table, model, attempt, rows())
