@@ -29,7 +29,13 @@ REVIEWS = pa.schema(
         documented(
             "uncertainty",
             pa.float32(),
-            "of the most uncertain of them, 0..1: tasks are answered in this order",
+            "of the most uncertain of them, 0..1",
+        ),
+        documented(
+            "priority",
+            pa.float32(),
+            "0..1: tasks are answered in its descending order; of those drawn at random it says nothing about the mask. NULL: the uncertainty",
+            nullable=True,
         ),
         documented("width", pa.int32(), "of the image, pixels"),
         documented("height", pa.int32(), "of the image, pixels"),

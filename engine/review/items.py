@@ -7,7 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from engine.masks.map_crop import MapCrop
+from engine.triage.acquisition import FROM_ACCEPTED
 
 MOST_REGIONS = 30
 """Masks of one item at most: the brush editor freezes at a hundred, and thirty are comfortable."""
@@ -65,6 +68,7 @@ class ReviewItem:
         model: that made the masks, name@version.
         size: (height, width) of the image, pixels, after EXIF orientation.
         masks: the most uncertain first.
+        priority: 0..1; items are answered in its descending order.
     """
 
     item_key: str
@@ -74,6 +78,7 @@ class ReviewItem:
     model: str
     size: tuple[int, int]
     masks: tuple[ShownMask, ...]
+    priority: float
 
     @property
     def uncertainty(self) -> float:
@@ -86,13 +91,33 @@ def make_key(image_id: str, mask_ids: Iterable[str]) -> str:
     return hashlib.sha256("\0".join([image_id, *sorted(mask_ids)]).encode()).hexdigest()[:32]
 
 
-def group_masks(rows: Sequence[Mapping[str, Any]], most: int = MOST_REGIONS) -> list[list[Mapping[str, Any]]]:
-    """Rows with `image_id` and `uncertainty`, the most uncertain first, as they go into items of one image each."""
+def group_masks(
+    rows: Sequence[Mapping[str, Any]], most: int = MOST_REGIONS
+) -> list[tuple[list[Mapping[str, Any]], float]]:
+    """Masks as they go into items of one image each, and each item's priority.
+
+    An item's priority is its highest uncertainty. What was drawn from the accepted masks is in items of its own, which come between the
+    others evenly and in the order of the draw: whatever share of a queue is answered, its drawn masks are a random sample.
+
+    Args:
+        rows: with `image_id`, `uncertainty` and `chosen_by`, in the order in which they were chosen.
+        most: masks of an item.
+    """
+    drawn = _by_image([row for row in rows if row["chosen_by"] == FROM_ACCEPTED], most)
+    unsure = [row for row in rows if row["chosen_by"] != FROM_ACCEPTED]
+    others = _by_image(sorted(unsure, key=lambda row: (-row["uncertainty"], row["mask_id"])), most)
+    priority_O = sorted((of[0]["uncertainty"] for of in others), reverse=True) or [1.0, 0.0]
+    place_D = (np.arange(len(drawn)) + 0.5) / max(1, len(drawn)) * (len(priority_O) - 1)
+    between_D = np.interp(place_D, np.arange(len(priority_O)), priority_O).tolist()
+    items = [(of, of[0]["uncertainty"]) for of in others] + list(zip(drawn, between_D, strict=True))
+    return sorted(items, key=lambda item: -item[1])
+
+
+def _by_image(rows: Sequence[Mapping[str, Any]], most: int) -> list[list[Mapping[str, Any]]]:
     by_image: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         by_image.setdefault(row["image_id"], []).append(row)
-    groups = [of[start : start + most] for of in by_image.values() for start in range(0, len(of), most)]
-    return sorted(groups, key=lambda of: -of[0]["uncertainty"])
+    return [of[start : start + most] for of in by_image.values() for start in range(0, len(of), most)]
 
 
 def shown_mask(row: Mapping[str, Any], uncertainty_map: MapCrop | None) -> ShownMask:

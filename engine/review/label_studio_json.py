@@ -88,7 +88,7 @@ def make_data(item: ReviewItem, image: str, map_image: str) -> dict[str, Any]:
 
 
 def make_prediction(item: ReviewItem) -> dict[str, Any]:
-    """The masks, with the least confidence as score: tasks are served in its ascending order."""
+    """The masks; the score is 1 less the priority: tasks are served in its ascending order."""
     height, width = item.size
     result: list[dict[str, Any]] = []
     for place, mask in enumerate(item.masks, 1):
@@ -111,4 +111,4 @@ def make_prediction(item: ReviewItem) -> dict[str, Any]:
                 "meta": {"text": [f"mask {place}: {mask.reason}"]},
             }
         )
-    return {"model_version": MODEL_VERSION, "score": round(1 - item.uncertainty, 6), "result": result}
+    return {"model_version": MODEL_VERSION, "score": round(1 - item.priority, 6), "result": result}

@@ -89,7 +89,7 @@ def push_masks(
     report.waiting = sum(len(row["mask_ids"]) for row in present) + report.masks
     if (room := budget - report.waiting) > 0:
         chosen = _choose(store, queue.name, model, room, acquisition or AcquisitionSettings())
-        planned = [_plan(queue.name, model, of) for of in group_masks(chosen)]
+        planned = [_plan(queue.name, model, of, priority) for of, priority in group_masks(chosen)]
         store.append("reviews", planned)
         before = report.masks
         _send(store, queue, planned, report, progress)
@@ -100,14 +100,13 @@ def push_masks(
 def _choose(
     store: Store, queue: str, model: str, room: int, acquisition: AcquisitionSettings
 ) -> list[dict[str, Any]]:
-    """Masks to ask about, the most uncertain first, each with who chose it."""
+    """Masks to ask about in the order in which they were chosen, each with who chose it."""
     free = read_free_masks(store, queue, model)
     asked_MC = read_embeddings(store, model, free.asked_ids) if free.candidates.embed else None
     chosen = select_masks(
         free.candidates, room, acquisition, asked_MC, asked=free.n_asked, drawn=free.n_drawn
     )
-    rows = [{**_candidate(free, i), "chosen_by": chosen_by} for i, chosen_by in chosen]
-    return sorted(rows, key=lambda row: (-row["uncertainty"], row["mask_id"]))
+    return [{**_candidate(free, i), "chosen_by": chosen_by} for i, chosen_by in chosen]
 
 
 def _candidate(free: FreeMasks, i: int) -> dict[str, Any]:
@@ -128,9 +127,11 @@ def _send(
     items: list[ReviewItem] = []
     for model in dict.fromkeys(row["model"] for row in rows):
         items += load_items(
-            store, model, [(row["item_key"], row["mask_ids"]) for row in rows if row["model"] == model]
+            store,
+            model,
+            [(row["item_key"], row["mask_ids"], row["priority"]) for row in rows if row["model"] == model],
         )
-    items.sort(key=lambda item: -item.uncertainty)
+    items.sort(key=lambda item: -item.priority)
     done = 0
 
     def tell(count: int) -> None:
@@ -174,11 +175,11 @@ def _renew(
     for i in np.argsort(-of_images.uncertainty_N, kind="stable").tolist():
         if of_images.people_N[i]:
             free.setdefault(of_images.image_ids[i], []).append(of_images.mask_ids[i])
-    groups: list[tuple[str, list[str]]] = []
+    groups: list[tuple[str, list[str], None]] = []
     for key, row in old.items():  # an image of which the new model has nothing to ask keeps its masks
         of, count = free.get(row["image_id"], []), len(row["mask_ids"])
         if of:
-            groups.append((key, of[:count]))
+            groups.append((key, of[:count], None))
             free[row["image_id"]] = of[count:]
     renewed: list[dict[str, Any]] = []
     for item in load_items(store, model, groups):
@@ -194,6 +195,7 @@ def _renew(
             # None of them is of a random draw any more.
             "chosen_by": ["uncertainty"] * len(item.masks),
             "uncertainty": item.uncertainty,
+            "priority": item.priority,
         }
         renewed.append(_sent({**old[item.item_key], **shows}, task_id))
         if len(renewed) == _RENEWED_AT_ONCE:
@@ -203,7 +205,7 @@ def _renew(
     report.renewed += len(renewed)
 
 
-def _plan(queue: str, model: str, masks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _plan(queue: str, model: str, masks: Sequence[Mapping[str, Any]], priority: float) -> dict[str, Any]:
     """The row that says that an item is to be sent."""
     first = masks[0]
     mask_ids = [mask["mask_id"] for mask in masks]
@@ -216,7 +218,8 @@ def _plan(queue: str, model: str, masks: Sequence[Mapping[str, Any]]) -> dict[st
         "model": model,
         "mask_ids": mask_ids,
         "chosen_by": [mask["chosen_by"] for mask in masks],
-        "uncertainty": first["uncertainty"],
+        "uncertainty": max(mask["uncertainty"] for mask in masks),
+        "priority": priority,
         "width": first["width"],
         "height": first["height"],
         "written_at": datetime.now(UTC),

@@ -49,7 +49,7 @@ class ReviewQueue(Protocol):
         """Add items that are not there yet.
 
         Args:
-            items: the most uncertain first.
+            items: those of the highest priority first.
             sent: called with task ids by item_key as soon as some are in the queue.
             left_out: called with an item that cannot be shown (its image is gone, say), and why.
         """

@@ -16,7 +16,7 @@ _MODELS = "SELECT model FROM images WHERE n_masks > 0 GROUP BY model ORDER BY ma
 _OPEN = """
     SELECT * FROM reviews WHERE queue = $queue AND item_key NOT IN
         (SELECT item_key FROM labels WHERE queue = $queue AND verdict <> 'withdrawn')
-    ORDER BY uncertainty DESC, item_key
+    ORDER BY coalesce(priority, uncertainty) DESC, item_key
 """
 _MASKS = """
     SELECT m.mask_id, m.image_id, m.rle, m.uncertainty, m.model_gap, m.prompt_gap, m.task_gap, m.height, m.width,
@@ -49,25 +49,27 @@ def newest_model(store: Store, asked: str | None = None) -> str:
 
 
 def open_items(store: Store, queue: str) -> list[dict[str, Any]]:
-    """Rows of `reviews` that were planned or sent and that nobody has answered, the most uncertain first."""
+    """Rows of `reviews` that were planned or sent and that nobody has answered, in the order of their priority."""
     return store.read(lambda snapshot: snapshot.rows(_OPEN, {"queue": queue}))
 
 
-def load_items(store: Store, model: str, groups: Iterable[tuple[str, Sequence[str]]]) -> list[ReviewItem]:
+def load_items(
+    store: Store, model: str, groups: Iterable[tuple[str, Sequence[str], float | None]]
+) -> list[ReviewItem]:
     """Items with everything that people are shown, in the order given; those whose masks are gone are left out.
 
     Args:
         model: that made the masks.
-        groups: (item_key, mask_ids) of each.
+        groups: (item_key, mask_ids, priority) of each; a priority of None is the highest uncertainty.
     """
-    wanted = [(key, list(mask_ids)) for key, mask_ids in groups]
-    every = [mask_id for _, mask_ids in wanted for mask_id in mask_ids]
+    wanted = [(key, list(mask_ids), priority) for key, mask_ids, priority in groups]
+    every = [mask_id for _, mask_ids, _ in wanted for mask_id in mask_ids]
     if not every:
         return []
     rows = store.read(lambda snapshot: snapshot.rows(_MASKS, {"model": model, "mask_ids": every}))
     by_id = {row["mask_id"]: row for row in rows}
     items = []
-    for key, mask_ids in wanted:
+    for key, mask_ids, priority in wanted:
         of = sorted(
             (by_id[m] for m in mask_ids if m in by_id), key=lambda row: (-row["uncertainty"], row["mask_id"])
         )
@@ -83,6 +85,7 @@ def load_items(store: Store, model: str, groups: Iterable[tuple[str, Sequence[st
                 model=model,
                 size=(first["height"], first["width"]),
                 masks=tuple(shown_mask(row, MapCrop.from_row(row)) for row in of),
+                priority=first["uncertainty"] if priority is None else priority,
             )
         )
     return items

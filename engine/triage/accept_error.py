@@ -52,10 +52,9 @@ def estimate_accept_error(store: Store, model: str, good_iou: float) -> AcceptEr
 
     Unbiased, because every mask that was accepted when it was drawn was as likely to be drawn, whatever its score, image or
     likeness to others, and the strategies never choose among the accepted ones. It is of the masks as they were accepted at
-    the time of each draw: a draw under other thresholds tells of those. It is not unbiased
+    the time of each draw: a draw under other thresholds tells of those. Drawn masks are asked about in the order of the draw, between
+    the others, so those that are answered (`n` of `drawn`) are a random sample at any time. It is not unbiased
 
-    - while many of the drawn masks wait for their answer (`n` well below `drawn`): tasks are answered in the order
-      of uncertainty, so the worst come back first and the rate is too high;
     - where people skip what is hard: skipped and withdrawn answers do not count;
     - where the people themselves err: a mask left as it is counts as good.
 
