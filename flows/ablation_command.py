@@ -61,8 +61,9 @@ def ablation(
     """What is each part of SUM worth? One model fine-tuned in ten ways, judged with the model as it was.
 
     People's masks alone; both kinds alike; the refiner's masks as labels; SUM without the answers of before, without
-    task prompt, without uncertainty in the losses, in the points; with the task told in every round; with SAM's confidence as the map; SUM. All are
-    judged on groups that none of them learnt from, with one, three and five clicks. Leave those out of the pool, too.
+    task prompt, without uncertainty in the losses, in the points; with the task told in every round; with SAM's
+    confidence as the map; SUM. All are judged on groups that none of them learnt from, with one, three and five
+    clicks. Leave those out of the pool, too.
 
     Example: gapmap evaluate ablation --data parts/ --also others/ --store masks/
     """
