@@ -317,9 +317,15 @@ def test_what_triage_accepts_teaches_until_people_have_answered_for_it(
     assert 0 < len(accepted) < len(scores)
     learnt = pseudo_labelled_images(store, nano.model_id, masks=1000)
     assert sum(len(image.masks) for image in learnt) == len(accepted)
+    assert not any(image.answered for image in learnt)
     rows = masks_of(store)
-    said = [label_row(rows[name], "fixed", model=nano.model_id) for name in accepted]
-    store.append("labels", said)
+    said = [label_row(rows[name], "fixed", model=nano.model_id) for name in sorted(accepted)]
+    store.append("labels", said[:1])
+    answered = {
+        image.key for image in pseudo_labelled_images(store, nano.model_id, masks=1000) if image.answered
+    }
+    assert answered <= {said[0]["image_id"]}, "there the model is not held to what it said before"
+    store.append("labels", said[1:])
     assert not pseudo_labelled_images(store, nano.model_id, masks=1000), "people's word counts"
     with pytest.raises(ConfigError, match="holds no masks of another"):
         pseudo_labelled_images(store, "another@0", masks=1000)

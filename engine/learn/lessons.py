@@ -56,7 +56,7 @@ class Lessons:
         self._prepared = RecentlyUsed(self._prepare, lambda of: of.bytes, _MOST_BYTES)
 
     def teach(self, image: TrainingImage, rng: np.random.Generator, weight: float) -> float:
-        """All rounds of some of an image's masks, and the answers of before where they are the model's own.
+        """All rounds of some of an image's masks, and the answers of before where people have said nothing.
 
         Adds to the gradients, and returns the mean loss times `weight`.
         """
@@ -88,7 +88,7 @@ class Lessons:
             loss, logits, _ = teach(logits_MOhw.float(), iou_MO.float(), taught, self._settings)
             (loss * (weight / rounds)).backward()
             total += float(loss.detach()) * weight / rounds
-        if self._settings.distillation and not image.human:
+        if self._settings.distillation and not (image.human or image.answered):
             loss = self._distil(of, image, Encoded(leaves[0], leaves[1:]), rng)
             (loss * (weight * self._settings.distillation)).backward()
             total += float(loss.detach()) * weight * self._settings.distillation

@@ -29,7 +29,8 @@ _LEAST_CELLS = 4
 
 _PSEUDO_LABELS = f"""
     SELECT i.image_id, i.uri, i.fingerprint, m.mask_id, m.rle, m.height, m.width, m.point_x, m.point_y,
-           p.x0, p.y0, p.x1, p.y1, p.rows, p.columns, p.values
+           p.x0, p.y0, p.x1, p.y1, p.rows, p.columns, p.values,
+           i.image_id IN (SELECT image_id FROM labels WHERE verdict NOT IN ('withdrawn', 'skipped')) AS answered
     FROM (SELECT image_id, min(uri) AS uri, arg_min(fingerprint, uri) AS fingerprint
           FROM images WHERE model = $1 GROUP BY image_id) i
     JOIN (SELECT m.* FROM masks m
@@ -69,6 +70,7 @@ class TrainingImage:
     Attributes:
         key: the same image and masks have the same, wherever they lie.
         human: whether people drew the masks.
+        answered: whether people have said something of the image: there, the model's former answers are no longer held to.
     """
 
     key: str
@@ -76,6 +78,7 @@ class TrainingImage:
     human: bool
     masks: tuple[TrainingMask, ...]
     load: Callable[[], np.ndarray] = field(repr=False)
+    answered: bool = False
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,7 @@ def pseudo_labelled_images(
                 "Label the pool again with maps."
             )
         load = PoolLoader(of[0]["uri"], of[0]["fingerprint"], image_id)
-        made.append(TrainingImage(image_id, image_id, False, tuple(found), load))
+        made.append(TrainingImage(image_id, image_id, False, tuple(found), load, bool(of[0]["answered"])))
     return made
 
 
