@@ -108,7 +108,7 @@ def test_one_command_fine_tunes_in_several_ways_and_goes_on_where_it_was(tmp_pat
         "--folder",
         folder,
     ]
-    asked += ["--maps", "self", "--steps", 1, "--images", 1, "--masks", 2]
+    asked += ["--maps", "self", "--steps", 2, "--rate", 1e-3, "--images", 1, "--masks", 2]
     first = gapmap(*asked, "--variants", "sum,confidence", "--json")
     assert first.returncode == 0, first.stderr
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*.json")}

@@ -280,7 +280,7 @@ def test_two_processes_learn_what_one_does(human: list[TrainingImage], tmp_path:
         str(script),
     ]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    settings = TINY.model_copy(update={"steps": 2})
+    settings = TINY.model_copy(update={"steps": 1})
     run = subprocess.run(
         [*command, settings.model_dump_json(), str(written)],
         env=environment,
