@@ -96,7 +96,9 @@ def compact(store: StoreOption) -> None:
     opened.check_exists()
     with steps_progress("merging") as progress:
         merged = opened.compact(progress=progress)
-    typer.echo(f"{merged} files merged, {opened.sweep()} that were killed or replaced swept")
+    typer.echo(
+        f"{merged} shards and files of records merged, {opened.sweep()} files of killed or replaced ones deleted"
+    )
 
 
 def sheet(

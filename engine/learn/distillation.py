@@ -17,21 +17,26 @@ import torch
 
 from engine.learn.trainee import PromptedModel
 
-_CLICKS = 8
+_CLICKS, _TURNS = 8, 2
 _FOCUS = 20  # weight of the pixels beside the overlap, as in `teach`
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """An image as a model sees it: embedding 1Chw, and SAM 2's high-resolution features."""
+class EncodedImage:
+    """An image as a model sees it, to be asked about: embedding 1Chw, and SAM 2's high-resolution features."""
 
-    embedding_1C: torch.Tensor
+    model: PromptedModel
+    embedding_1Chw: torch.Tensor
     fine: Sequence[torch.Tensor]
+
+    def decode(self, prompt: dict[str, torch.Tensor | None]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits NOhw and predicted IoU NO of the prompts."""
+        return self.model.decode(self.embedding_1Chw, self.fine, prompt)
 
 
 def distil(
-    learner: tuple[PromptedModel, Encoded],
-    teacher: tuple[PromptedModel, Encoded],
+    learner: EncodedImage,
+    teacher: EncodedImage,
     extent: tuple[float, float],
     cell: float,
     rng: np.random.Generator,
@@ -42,19 +47,19 @@ def distil(
     Each click is followed by a correction of one of the teacher's masks, which is given with it.
 
     Args:
-        learner: the model and the image as it sees it.
+        learner: the image as the model sees it now.
         teacher: the same of the model as it was.
         extent: rows and columns of the mask grid that the image covers.
         cell: pixels of the input to a cell of the grid.
         rng: of the clicks.
         arithmetic: what both are asked in (autocast).
     """
-    device = learner[1].embedding_1C.device
+    device = learner.embedding_1Chw.device
     points_NP2 = _draw_clicks(rng, extent, cell)
     labels_NP = np.ones((_CLICKS, 1), np.int64)
     given_N1hw: torch.Tensor | None = None
-    total = learner[1].embedding_1C.new_zeros(())
-    for _ in range(2):
+    total = learner.embedding_1Chw.new_zeros(())
+    for _ in range(_TURNS):
         prompt = {
             "points": torch.from_numpy(points_NP2).to(device),
             "labels": torch.from_numpy(labels_NP).to(device),
@@ -64,8 +69,8 @@ def distil(
         }
         with arithmetic:
             with torch.no_grad():
-                old_NOhw, old_iou_NO = teacher[0].decode(teacher[1].embedding_1C, teacher[1].fine, prompt)
-            new_NOhw, new_iou_NO = learner[0].decode(learner[1].embedding_1C, learner[1].fine, prompt)
+                old_NOhw, old_iou_NO = teacher.decode(prompt)
+            new_NOhw, new_iou_NO = learner.decode(prompt)
         score = (new_iou_NO.float() - old_iou_NO.float()).square().mean()
         total = total + _difference(new_NOhw.float(), old_NOhw.float()).mean() + score
         output_N = torch.from_numpy(rng.integers(1, old_NOhw.shape[1], _CLICKS)).to(device)
@@ -74,7 +79,7 @@ def distil(
         inside_N1 = _look_up(given_N1hw, following_N12, cell)
         points_NP2 = np.concatenate([points_NP2, following_N12], 1)
         labels_NP = np.concatenate([labels_NP, 1 - inside_N1], 1)
-    return total / 2
+    return total / _TURNS
 
 
 def _draw_clicks(rng: np.random.Generator, extent: tuple[float, float], cell: float) -> np.ndarray:

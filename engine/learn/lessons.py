@@ -13,7 +13,7 @@ import torch
 from torchvision.transforms.functional import resize
 
 from engine.learn.crops import draw_crop
-from engine.learn.distillation import Encoded, distil
+from engine.learn.distillation import EncodedImage, distil
 from engine.learn.embedded import RecentlyUsed, count_bytes, halve, input_scale, to_model
 from engine.learn.learnable import learns_encoder
 from engine.learn.prompt_rounds import PromptDrawer, Taught, teach
@@ -50,7 +50,7 @@ class Lessons:
 
     def __init__(self, segmenter: Segmenter, model: PromptedModel, settings: FinetuneSettings) -> None:
         self._segmenter, self._model, self._settings = segmenter, model, settings
-        self._before = PromptedModel(segmenter.model, segmenter.package)
+        self._before = PromptedModel(segmenter.model, segmenter.package)  # what learns is a copy
         self._images: list[TrainingImage] = []
         self._places: dict[tuple[str, bool], int] = {}
         self._prepared = RecentlyUsed(self._prepare, lambda of: of.bytes, _MOST_BYTES)
@@ -89,7 +89,7 @@ class Lessons:
             (loss * (weight / rounds)).backward()
             total += float(loss.detach()) * weight / rounds
         if self._settings.distillation and not (image.human or image.answered):
-            loss = self._distil(of, image, Encoded(leaves[0], leaves[1:]), rng)
+            loss = self._distil(of, image, EncodedImage(self._model, leaves[0], leaves[1:]), rng)
             (loss * (weight * self._settings.distillation)).backward()
             total += float(loss.detach()) * weight * self._settings.distillation
         if learning:
@@ -144,12 +144,11 @@ class Lessons:
         return Taught.pick(of.targets, index_M, image.human, self._segmenter.device)
 
     def _distil(
-        self, of: _Prepared, image: TrainingImage, seen: Encoded, rng: np.random.Generator
+        self, of: _Prepared, image: TrainingImage, learner: EncodedImage, rng: np.random.Generator
     ) -> torch.Tensor:
         with torch.no_grad():
-            before = Encoded(*self._encode(self._before, of, image))
+            teacher = EncodedImage(self._before, *self._encode(self._before, of, image))
         extent = self._segmenter.mask_extent(image.masks[0].size)
-        learner, teacher = (self._model, seen), (self._before, before)
         return distil(learner, teacher, extent, self._cell, rng, self._arithmetic())
 
     def _encode(

@@ -1,6 +1,6 @@
 """The interactive rounds that fine-tuning teaches with, and what is taught in each.
 
-SUM (Liu et al., NeurIPS 2024, appendix): a point or, once in five, a box, then points where the mask is wrong, one round
+SUM (Liu et al., NeurIPS 2024, appendix): a box or a point at random, then points where the mask is wrong, one round
 without a new prompt; each round is given the logits of the one before. On pseudo-labels points are drawn by
 certainty and losses are weighed by it; where no certain error is left, the last point is given again.
 
@@ -19,7 +19,7 @@ from engine.learn.losses import dice_loss, focal_loss, mask_iou
 from engine.learn.training_images import MaskTargets
 from schemas.settings import FinetuneSettings
 
-BOX_CHANCE = 0.2
+BOX_CHANCE = 0.2  # people click more often than they draw boxes; pretraining's share is much the same
 _JITTER = 0.1  # of the box's sides, either way
 # How often a first point lies near the middle of its mask, as people's clicks and those of the evaluation do.
 _MIDDLE = 0.6

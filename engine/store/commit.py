@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
@@ -14,7 +15,7 @@ from schemas.errors import TransientError
 from schemas.tables import TABLES
 
 from .files import StoreFiles
-from .layout import PART_SUFFIX, SHARD_TABLES, attempt_time, new_attempt, table_path
+from .layout import PART_SUFFIX, REPLACES_SUFFIX, SHARD_TABLES, attempt_time, new_attempt, table_path
 
 ROW_GROUP_ROWS = 10_240
 _STALE_AFTER = timedelta(hours=1)
@@ -54,12 +55,25 @@ def commit_attempt(
 
 def publish_images(files: StoreFiles, model: str, attempt: str, images: pa.Table) -> None:
     """The commit itself: the images part of an attempt whose other files are in place."""
+    check_age(attempt, "this shard")
+    write_part(files, "images", model, attempt, images.to_batches(max_chunksize=ROW_GROUP_ROWS))
+
+
+def check_age(attempt: str, what: str) -> None:
+    """Raise TransientError when an attempt took so long that a sweep may have taken its files for a killed writer's."""
     age = datetime.now(UTC) - attempt_time(attempt)
     if age > _STALE_AFTER:
         raise TransientError(
-            f"Writing this shard took {age}; its files may have been swept meanwhile. Write it again."
+            f"Writing {what} took {age}; its files may have been swept meanwhile. Write it again."
         )
-    write_part(files, "images", model, attempt, images.to_batches(max_chunksize=ROW_GROUP_ROWS))
+
+
+def publish_note(files: StoreFiles, table: str, model: str, attempt: str, replaced: Sequence[str]) -> None:
+    """Say which attempts' parts the part of this attempt takes the place of, once that is there."""
+    note = json.dumps(list(replaced)).encode()
+    files.publish(
+        table_path(files.root, table, model, attempt + REPLACES_SUFFIX), lambda path: _write_bytes(path, note)
+    )
 
 
 def commit_model(files: StoreFiles, known: pa.Table, record: Mapping[str, Any]) -> None:
@@ -193,3 +207,7 @@ def _with_column(table: pa.Table, name: str, values: pa.Array | pa.ChunkedArray)
     if name in table.schema.names:
         return table.set_column(table.schema.get_field_index(name), name, values)
     return table.append_column(name, values)
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    path.write_bytes(content)

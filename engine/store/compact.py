@@ -8,26 +8,23 @@ the sweep's work, after a time in which every open reader and writer has come to
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pyarrow as pa
 
 from schemas.tables import TABLES
 
-from .commit import ROW_GROUP_ROWS, publish_images, write_part
+from .commit import ROW_GROUP_ROWS, publish_images, publish_note, write_part
 from .connection import DamagedStoreError, explained, open_connection, quote_sql, scan_files
 from .files import StoreFiles
-from .layout import PART_SUFFIX, REPLACES_SUFFIX, SHARD_TABLES, attempt_time, new_attempt, table_path
+from .layout import PART_SUFFIX, SHARD_TABLES, attempt_time, new_attempt
 from .live import IMAGE_KEY
-from .records import RECORD_TABLES, merge_records, sweep_records
+from .records import RECORD_TABLES, merge_records, pack, sweep_records
 from .snapshot import Snapshot, list_parts
 
 _WASTED_SHARE = 0.3
-_MAX_PARTS = 10_000
 
 
 @dataclass(frozen=True)
@@ -102,15 +99,13 @@ def _plan(snapshot: Snapshot, model: str, target_bytes: int) -> list[list[_Part]
         "SELECT attempt, url, coalesce(n_wasted > ? * n_rows, false) OR names_stray FROM internal.parts WHERE model = ? ORDER BY attempt",
         params=[_WASTED_SHARE, model],
     ).fetchall()
-    groups: list[list[_Part]] = [[]]
+    small = []
     for attempt, url, must_go in rows:
         stored = [snapshot.tables[table].get((model, attempt)) for table in SHARD_TABLES]
         part = _Part(attempt, url, max((f.size for f in stored if f is not None), default=0), must_go)
-        if part.size >= target_bytes / 2 and not must_go:
-            continue
-        if sum(p.size for p in groups[-1]) + part.size > target_bytes or len(groups[-1]) >= _MAX_PARTS:
-            groups.append([])
-        groups[-1].append(part)
+        if part.size < target_bytes / 2 or must_go:
+            small.append(part)
+    groups = pack(small, target_bytes)
     return [group for group in groups if len(group) > 1 or any(part.must_go for part in group)]
 
 
@@ -129,11 +124,7 @@ def _merge(files: StoreFiles, snapshot: Snapshot, model: str, group: Sequence[_P
         LEFT JOIN internal.winners w ON w.image_key = {IMAGE_KEY.replace("model", "r.model")}""",
         [old],
     )
-    note = json.dumps(old).encode()
-    files.publish(
-        table_path(files.root, "images", model, attempt + REPLACES_SUFFIX),
-        lambda path: _write_bytes(path, note),
-    )
+    publish_note(files, "images", model, attempt, old)
     sources = con.execute("SELECT DISTINCT attempt FROM internal.merged WHERE moves").fetchall()
     for table in SHARD_TABLES:
         stored = [
@@ -178,7 +169,3 @@ def _named_attempts(files: StoreFiles) -> set[str]:
             con, "images", [files.url(path) for path in (*(f.path for f in effective), *replaced)]
         )
         return {attempt for (attempt,) in con.execute(f"SELECT DISTINCT attempt FROM {scan}").fetchall()}
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    path.write_bytes(content)

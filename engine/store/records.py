@@ -8,25 +8,31 @@ earlier one counts, so that no row is seen twice; what the other one alone had m
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from datetime import datetime
+from typing import Protocol, TypeVar
 
 import pyarrow as pa
 
-from schemas.errors import TransientError
 from schemas.tables import TABLES
 
-from .commit import ROW_GROUP_ROWS, write_part
+from .commit import ROW_GROUP_ROWS, check_age, publish_note, write_part
 from .connection import explained, open_connection, scan_files
 from .files import StoredFile, StoreFiles
-from .layout import PART_SUFFIX, REPLACES_SUFFIX, SHARD_TABLES, attempt_time, new_attempt, table_path
+from .layout import PART_SUFFIX, REPLACES_SUFFIX, SHARD_TABLES, attempt_time, new_attempt
 
 RECORD_TABLES = tuple(name for name in TABLES if name != "images" and name not in SHARD_TABLES)
 _MOST_FILES = 10_000
-_STALE_AFTER = timedelta(hours=1)
 _Key = tuple[str, str]
+
+
+class _Sized(Protocol):
+    @property
+    def size(self) -> int: ...
+
+
+T = TypeVar("T", bound=_Sized)
 
 
 @dataclass(frozen=True)
@@ -79,9 +85,10 @@ def merge_records(files: StoreFiles, model: str | None, target_bytes: int, memor
         counting = list_records(files, table).counting
         for name in sorted({f.model for f in counting if model in (None, f.model)}):
             small = [f for f in counting if f.model == name and f.size < target_bytes / 2]
-            for group in _group(small, target_bytes):
-                _merge(files, table, name, group, memory_limit)
-                merged += len(group)
+            for group in pack(small, target_bytes):
+                if len(group) > 1:
+                    _merge(files, table, name, group, memory_limit)
+                    merged += len(group)
     return merged
 
 
@@ -104,24 +111,20 @@ def _older(some: list[StoredFile], limit: datetime) -> list[StoredFile]:
     return [file for file in some if attempt_time(file.attempt) < limit]
 
 
-def _group(small: list[StoredFile], target_bytes: int) -> list[list[StoredFile]]:
-    groups: list[list[StoredFile]] = [[]]
-    for file in small:
-        if sum(f.size for f in groups[-1]) + file.size > target_bytes or len(groups[-1]) >= _MOST_FILES:
+def pack(small: Iterable[T], target_bytes: int) -> list[list[T]]:
+    """Files or parts, in their order, in groups that are merged into one of about the target's size."""
+    groups: list[list[T]] = [[]]
+    for item in small:
+        if sum(of.size for of in groups[-1]) + item.size > target_bytes or len(groups[-1]) >= _MOST_FILES:
             groups.append([])
-        groups[-1].append(file)
-    return [group for group in groups if len(group) > 1]
+        groups[-1].append(item)
+    return groups
 
 
 def _merge(files: StoreFiles, table: str, model: str, group: list[StoredFile], memory_limit: str) -> None:
     old = [file.attempt for file in group]
     attempt = new_attempt(after=max(old))
-    note = table_path(files.root, table, model, attempt + REPLACES_SUFFIX)
-
-    def write(path: Path) -> None:
-        path.write_text(json.dumps(old))
-
-    files.publish(note, write)
+    publish_note(files, table, model, attempt, old)
     urls = [files.url(file.path) for file in group]
     with open_connection(files, memory_limit=memory_limit) as con:
 
@@ -129,7 +132,6 @@ def _merge(files: StoreFiles, table: str, model: str, group: list[StoredFile], m
             with explained(files, urls):
                 yield from con.sql(f"FROM {scan_files(con, table, urls)}").to_arrow_reader(ROW_GROUP_ROWS)
             # Here, while the file is not in sight yet: a sweep may have taken the note for a killed merge's.
-            if datetime.now(UTC) - attempt_time(attempt) > _STALE_AFTER:
-                raise TransientError(f"Merging {len(old)} files of {table} took over an hour. Compact again.")
+            check_age(attempt, f"a merge of {len(old)} files of {table}")
 
         write_part(files, table, model, attempt, rows())
