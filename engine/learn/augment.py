@@ -105,7 +105,7 @@ def recolour(rng: np.random.Generator, pixels: np.ndarray) -> np.ndarray:
 
 
 def draw_points(rng: np.random.Generator, mask_HW: np.ndarray, count: int) -> np.ndarray:
-    """`count` pixels of the mask as xy, float32; the first one tends to the middle, as a person's click does."""
+    """`count` pixels of the mask as xy (column, row), float32; the first one tends to the middle, as a person's click does."""
     rows, columns = np.nonzero(mask_HW)
     chosen = rng.integers(len(rows), size=count)
     points = np.stack([columns[chosen], rows[chosen]], 1).astype(np.float32)
@@ -115,7 +115,7 @@ def draw_points(rng: np.random.Generator, mask_HW: np.ndarray, count: int) -> np
         ]
         first = rng.choice(np.flatnonzero(depth >= depth.max() * rng.uniform(0.3, 0.95)))
         points[0] = columns[first], rows[first]
-    return points + 0.5
+    return points
 
 
 def draw_box(rng: np.random.Generator, mask_HW: np.ndarray) -> np.ndarray:

@@ -7,19 +7,20 @@ means the thing under it, then everything mixed, then whole images at the full i
 from __future__ import annotations
 
 import hashlib
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
+import torch
 
 from engine.learn.augment import View, draw_view
-from engine.learn.data import LabelledImage, learnable_images, make_training_scenes, read_coco
+from engine.learn.data import LabelledImage, draw_training_scene, learnable_images, read_coco
+from engine.learn.examples import Examples, draw_examples
 
 _SCENE_SIZE = 384
-_AHEAD = 3
+_VIEWS_OF_A_SCENE = 4  # a scene takes as long to paint as three views to draw
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,15 @@ class Recipe:
     rate: float = 6e-4
     decay: float = 0.02
     seed: int = 0
-    scenes: int = 3000
     dense: float = 0.3
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Labelled images to learn from: `dense` ones, full of alike things, and `photos`. Scenes are painted beside them."""
+
+    dense: tuple[LabelledImage, ...]
+    photos: tuple[LabelledImage, ...]
 
 
 def curriculum(image_size: int, dense: float) -> tuple[Phase, ...]:
@@ -61,66 +69,69 @@ def curriculum(image_size: int, dense: float) -> tuple[Phase, ...]:
     )
 
 
-def read_sources(recipe: Recipe, data: list[Path], workers: int) -> list[list[LabelledImage]]:
-    """Images that may be learnt from: crowds (dense labelled sets and crowd scenes), scenes, photos; in this order.
-
-    Of the labelled sets, what `learnable_images` leaves out is not touched.
-    """
+def read_sources(data: Iterable[Path]) -> Sources:
+    """Images of COCO files that may be learnt from; what `learnable_images` leaves out is not touched."""
     dense: list[LabelledImage] = []
     photos: list[LabelledImage] = []
     for path in data:
         training = [image.preload() for image in learnable_images(read_coco(path))]
         (dense if any(image.modality for image in training) else photos).extend(training)
-    scenes = make_training_scenes(recipe.scenes, _SCENE_SIZE, workers)
-    crowds = [scene for scene in scenes if scene.modality == "crowd"]
-    return [dense + crowds[: max(len(dense), 50)], scenes, photos or scenes]
+    return Sources(tuple(dense), tuple(photos))
 
 
-def describe_data(sources: list[list[LabelledImage]]) -> dict[str, object]:
-    """How many labelled images (not scenes) there are to learn from, and a digest of their names."""
-    names = sorted(
-        {image.name for source in sources for image in source if not image.name.startswith("scene-")}
-    )
+def describe_data(sources: Sources) -> dict[str, object]:
+    """How many labelled images there are to learn from, and a digest of their names."""
+    names = sorted({image.name for image in (*sources.dense, *sources.photos)})
     return {
         "labelled_images": len(names),
         "labelled_digest": hashlib.sha256("\n".join(names).encode()).hexdigest()[:12],
     }
 
 
-class Batches:
-    """The views of every step; a step's views depend on the seed and the step alone, so a resumed run sees the same."""
+class Batches(torch.utils.data.Dataset):
+    """The examples of each step, which depend on the seed and the step alone: a resumed run sees the same.
+
+    Args:
+        recipe: how many, and the seed.
+        sources: labelled images.
+        phases: of the curriculum.
+        letterbox: frame of the views, see `draw_view`.
+    """
 
     def __init__(
-        self,
-        recipe: Recipe,
-        sources: list[list[LabelledImage]],
-        phases: tuple[Phase, ...],
-        *,
-        letterbox: bool,
+        self, recipe: Recipe, sources: Sources, phases: tuple[Phase, ...], *, letterbox: bool
     ) -> None:
-        self.recipe, self.sources, self.phases, self.letterbox = recipe, sources, phases, letterbox
+        self._recipe, self._sources, self._phases, self._letterbox = recipe, sources, phases, letterbox
 
-    def from_step(self, first: int) -> Iterator[tuple[int, list[View]]]:
-        """(step, views) from step `first` on, made a few steps ahead in a thread."""
-        with ThreadPoolExecutor(1) as ahead:
-            waiting: deque[Future[list[View]]] = deque()
-            for step in range(first, self.recipe.steps):
-                for coming in range(step + len(waiting), min(step + _AHEAD, self.recipe.steps)):
-                    waiting.append(ahead.submit(self._views, coming))
-                yield step, waiting.popleft().result()
+    def __getitem__(self, step: int) -> Examples:
+        cv2.setNumThreads(0)  # a worker is one core's
+        rng = np.random.default_rng([self._recipe.seed, 0, step])
+        phase = next(p for p in self._phases if step < p.until * self._recipe.steps)
+        kinds = rng.choice(3, p=phase.mix, size=self._recipe.images)
+        # Half of the crowds are scenes, so that alike things are more than what was labelled.
+        painted = (kinds == 0) & (rng.random(len(kinds)) < (0.5 if self._sources.dense else 1.0))
+        crowds = self._paint(rng, int(painted.sum()), "crowd")
+        scenes = self._paint(rng, int((kinds > 0).sum()), None)
+        of_kind = (self._sources.dense, scenes, self._sources.photos or scenes)
+        views = [
+            self._draw_view(rng, crowds if paint else of_kind[kind], phase)
+            for kind, paint in zip(kinds.tolist(), painted.tolist(), strict=True)
+        ]
+        return draw_examples(rng, views)
 
-    def _views(self, step: int) -> list[View]:
-        rng = np.random.default_rng([self.recipe.seed, 0, step])
-        phase = next(p for p in self.phases if step < p.until * self.recipe.steps)
-        views: list[View] = []
-        while len(views) < self.recipe.images:
-            source = self.sources[int(rng.choice(3, p=phase.mix))]
-            image = source[int(rng.integers(len(source)))]
-            view = (
-                draw_view(rng, image, phase.size, phase.zoom, self.recipe.masks, letterbox=self.letterbox)
-                if image.masks
-                else None
-            )
-            if view is not None:
-                views.append(view)
-        return views
+    def _paint(self, rng: np.random.Generator, views: int, layout: str | None) -> list[LabelledImage]:
+        count = -(-views // _VIEWS_OF_A_SCENE)
+        return [draw_training_scene(rng, _SCENE_SIZE, layout) for _ in range(count)]
+
+    def _draw_view(
+        self, rng: np.random.Generator, images: Iterable[LabelledImage], phase: Phase
+    ) -> View:
+        of = [image for image in images if image.masks]
+        while True:
+            image = of[int(rng.integers(len(of)))] if of else draw_training_scene(rng, _SCENE_SIZE)
+            if image.masks:
+                view = draw_view(
+                    rng, image, phase.size, phase.zoom, self._recipe.masks, letterbox=self._letterbox
+                )
+                if view is not None:
+                    return view

@@ -191,10 +191,10 @@ def split_groups(images: Iterable[LabelledImage]) -> tuple[list[LabelledImage], 
     return [i for i in images if i.group not in kept_out], [i for i in images if i.group in kept_out]
 
 
-def make_training_scenes(count: int, size: int, workers: int) -> list[LabelledImage]:
-    """`count` procedural scenes, never those of the evaluation."""
-    seeds = range(_SCENE_TRAINING_SEED, _SCENE_TRAINING_SEED + count)
-    return scene_images(seeds, size, workers)
+def draw_training_scene(rng: np.random.Generator, size: int, layout: str | None = None) -> LabelledImage:
+    """A procedural scene, never one of the evaluation or of the heads."""
+    seed = int(rng.integers(_SCENE_TRAINING_SEED, _SCENE_HEADS_SEED))
+    return _scene_image(seed, size, layout)
 
 
 def make_head_scenes(count: int, size: int, workers: int) -> list[LabelledImage]:
@@ -215,8 +215,8 @@ def scene_images(seeds: Iterable[int], size: int, workers: int = 1) -> list[Labe
         return list(track(painted, "painting scenes", total=len(seeds)))
 
 
-def _scene_image(seed: int, size: int) -> LabelledImage:
-    scene = make_scene(seed, size)
+def _scene_image(seed: int, size: int, layout: str | None = None) -> LabelledImage:
+    scene = make_scene(seed, size, layout)
     masks = tuple(
         LabelledMask(coco_mask.encode(np.asfortranarray(m.mask, np.uint8)), int(m.mask.sum()), m.task)
         for m in scene.masks

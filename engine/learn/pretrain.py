@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 
 from engine.learn.curriculum import Batches, Recipe, curriculum, describe_data, read_sources
+from engine.learn.examples import Examples
 from engine.learn.rounds import train_step
 from engine.learn.trainee import describe_start, export, small_model, warm_start
 from schemas.errors import ConfigError
@@ -38,7 +40,7 @@ def train(
     Args:
         data: COCO files that may be learnt from; their kept-out groups and unknown modalities are not touched.
         start: weights of a small model to begin with (shared parts only).
-        workers: processes that paint scenes.
+        workers: processes that paint scenes and draw views; 0 for none beside this one.
         save_every: steps between checkpoints.
 
     Raises:
@@ -48,7 +50,7 @@ def train(
 
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
-    sources = read_sources(recipe, data, workers)
+    sources = read_sources(data)
     identity = {**asdict(recipe), **describe_data(sources), "start": describe_start(start)}
     model = small_model(recipe.model).to(device)
     last, exported = folder / "last.pt", folder / f"{recipe.model}.safetensors"
@@ -79,11 +81,12 @@ def train(
     )
     with Progress(*columns) as progress, (folder / "log.jsonl").open("a") as log:
         bar = progress.add_task(recipe.model, total=recipe.steps, completed=first)
-        began, sums = time.monotonic(), np.zeros(4)
-        for step, views in batches.from_step(first):
+        began, sums = time.monotonic(), torch.zeros(3, device=device)
+        for step, examples in enumerate(_load(batches, range(first, recipe.steps), workers, device), first):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate * _schedule(step, recipe.steps)
-            sums += train_step(model, optimizer, views, np.random.default_rng([recipe.seed, 1, step]), device)
+            rng = np.random.default_rng([recipe.seed, 1, step])
+            sums += train_step(model, optimizer, examples, rng, device)
             momentum = min(0.999, (step + 1) / (step + 20))
             with torch.no_grad():
                 state = model.net.state_dict()
@@ -91,9 +94,7 @@ def train(
             done = step + 1
             progress.advance(bar)
             if done % 50 == 0:
-                values = dict(
-                    zip(("loss", "iou", "iou_error", "masks"), (sums / 50).round(4).tolist(), strict=True)
-                )
+                values = dict(zip(("loss", "iou", "iou_error"), (sums / 50).tolist(), strict=True))
                 log.write(
                     json.dumps({"step": done, "seconds": round(time.monotonic() - began, 1), **values}) + "\n"
                 )
@@ -101,7 +102,7 @@ def train(
                 progress.update(
                     bar, description=f"{recipe.model} loss {values['loss']:.3f} IoU {values['iou']:.3f}"
                 )
-                sums[:] = 0
+                sums.zero_()
             if done % save_every == 0 or done == recipe.steps:
                 torch.save(
                     {
@@ -118,6 +119,18 @@ def train(
     # Once more, for a run that was killed between its last checkpoint and this.
     export(average, identity, model.image_size, recipe.steps, exported)
     return exported
+
+
+def _load(batches: Batches, steps: range, workers: int, device: str) -> Iterable[Examples]:
+    """The examples of these steps, in their order, made a few steps ahead in processes of their own."""
+    return torch.utils.data.DataLoader(
+        batches,
+        batch_size=None,
+        sampler=steps,
+        num_workers=min(workers, len(steps)),
+        pin_memory=torch.device(device).type == "cuda",
+        multiprocessing_context="fork" if workers and steps else None,
+    )
 
 
 def _schedule(step: int, steps: int) -> float:
@@ -137,7 +150,7 @@ def main() -> None:
     )
     parser.add_argument("--start", type=Path, help="safetensors of a small model to start from")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--workers", type=int, default=2, help="processes that paint scenes")
+    parser.add_argument("--workers", type=int, default=2, help="processes that paint scenes and draw views")
     parser.add_argument("--save-every", type=int, default=250, help="steps between checkpoints")
     for name, value in asdict(Recipe("")).items():
         if name != "model":

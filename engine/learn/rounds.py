@@ -1,128 +1,127 @@
-"""One update of a model: prompts drawn from the masks, one or two rounds of them, and what is taught."""
+"""One update of a model: a batch of views, rounds of prompts for all their masks, and what is taught.
+
+Shape suffixes: M masks of all views, O outputs (4: the single mask, then the three), P points, h w mask grid.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from engine.learn.augment import View, draw_box, draw_points
+from engine.learn.examples import CELL, POINTS, Examples
 from engine.learn.losses import dice_loss, focal_loss, mask_iou
 from engine.learn.trainee import PromptedModel, bf16_is_fast
+
+_KINDS = {"point": 0.6, "points": 0.15, "box": 0.18, "both": 0.07}
+_ROUNDS = {1: 0.6, 2: 0.2, 3: 0.2}
+_PROMPTS_AT_ONCE = 64  # masks that are prompted alike, and memory
 
 
 def train_step(
     model: PromptedModel,
     optimizer: torch.optim.Optimizer,
-    views: list[View],
+    examples: Examples,
     rng: np.random.Generator,
-    device: str,
-) -> np.ndarray:
-    """One update on a batch of views, in one or two rounds of prompts; returns mean (loss, iou, iou error, masks)."""
-    pixels = (
-        torch.from_numpy(np.stack([view.pixels for view in views])).to(device).permute(0, 3, 1, 2).float()
-    )
-    valid = torch.zeros(len(views), 1, *pixels.shape[-2:], device=device)
-    for index, view in enumerate(views):
-        valid[index, :, : view.valid_hw[0], : view.valid_hw[1]] = 1
-    targets = [_target(view, device) for view in views]
-    prompts = [_first_prompt(rng, view, device) for view in views]
-    rounds = 2 if rng.random() < 0.3 else 1
-    total, report = torch.zeros((), device=device), np.zeros(4)
-    # One autocast region: its cache of cast weights lives as long as the region does.
-    with torch.autocast(
+    device: str | torch.device,
+) -> torch.Tensor:
+    """One update in one to three rounds of prompts; mean loss, IoU of the best output and error of the predicted IoU, 3."""
+    examples = examples.to(device)
+    arithmetic = torch.autocast(
         torch.device(device).type, dtype=torch.bfloat16, enabled=bf16_is_fast(torch.device(device))
-    ):
-        embedding, fine = model.encode(pixels, valid)
-        for turn in range(rounds):
-            for index, prompt in enumerate(prompts):
-                logits, iou = model.decode(
-                    embedding[index : index + 1], [f[index : index + 1] for f in fine], prompt
-                )
-                loss, figures, best = _loss(
-                    logits.float(), iou.float(), targets[index], ambiguous=prompt["ambiguous"]
-                )
-                total = total + loss / (len(prompts) * rounds)
-                report += figures / (len(prompts) * rounds)
-                if turn + 1 < rounds:
-                    prompts[index] = _next_prompt(rng, views[index], prompt, best.detach(), device)
+    )
+    pixels = examples.pixels_BSS3.permute(0, 3, 1, 2).float()
+    with arithmetic:
+        embedding, fine = model.encode(pixels, examples.valid_B1SS.float())
+    # Each round's graph is let go at once; what reaches the encoder is gathered and goes through it in the end.
+    features = [embedding, *fine]
+    leaves = [x.detach().requires_grad_() for x in features]
     optimizer.zero_grad(set_to_none=True)
-    total.backward()
+    cells_B1hw = examples.valid_B1SS[:, :, ::CELL, ::CELL].float()
+    drawn = torch.Generator(device).manual_seed(int(rng.integers(2**31)))
+    report = torch.zeros(3, device=device)
+    count = len(examples.view_M)
+    for first in range(0, count, _PROMPTS_AT_ONCE):
+        part = slice(first, min(first + _PROMPTS_AT_ONCE, count))
+        prompt = _first_prompt(rng, examples, part)
+        rounds = int(rng.choice(list(_ROUNDS), p=list(_ROUNDS.values())))
+        target = examples.share_M1hw[part].float() / 255
+        for turn in range(rounds):
+            with arithmetic:
+                logits, iou = model.decode(leaves[0], leaves[1:], prompt)
+            loss, figures, best = _loss(
+                logits.float(), iou.float(), target, examples.weight_M[part], ambiguous=prompt["ambiguous"]
+            )
+            (loss / rounds).backward()
+            report += torch.cat([loss.detach()[None], figures]) / rounds
+            if turn + 1 < rounds:
+                prompt = _next_prompt(drawn, prompt, best.detach(), target, cells_B1hw[prompt["images"]])
+    torch.autograd.backward(features, [leaf.grad for leaf in leaves])
     nn.utils.clip_grad_norm_(model.net.parameters(), 1.0)
     optimizer.step()
-    report[0] = total.item()
     return report
 
 
 def _loss(
-    logits_M4hw: torch.Tensor, iou_M4: torch.Tensor, target_M1hw: torch.Tensor, *, ambiguous: bool
-) -> tuple[torch.Tensor, np.ndarray, torch.Tensor]:
+    logits_MOhw: torch.Tensor,
+    iou_MO: torch.Tensor,
+    target_M1hw: torch.Tensor,
+    weight_M: torch.Tensor,
+    *,
+    ambiguous: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The best of the three outputs is taught (and the single output, where the prompt says enough), and every IoU."""
-    target = target_M1hw.expand_as(logits_M4hw)
-    masks_M4 = 20 * focal_loss(logits_M4hw, target) + dice_loss(logits_M4hw, target)
-    truth_M4 = mask_iou(logits_M4hw, target)
-    best_M = masks_M4[:, 1:].argmin(1, keepdim=True)
+    target = target_M1hw.expand_as(logits_MOhw)
+    masks_MO = 20 * focal_loss(logits_MOhw, target) + dice_loss(logits_MOhw, target)
+    truth_MO = mask_iou(logits_MOhw, target)
+    best_M1 = masks_MO[:, 1:].argmin(1, keepdim=True)
     # A little for the others keeps all three outputs alive while one of them is still winning everywhere.
-    taught = (
-        masks_M4[:, 1:].gather(1, best_M).mean()
-        + 0.05 * masks_M4[:, 1:].mean()
-        + (0.2 if ambiguous else 0.6) * masks_M4[:, 0].mean()
+    taught_M = (
+        masks_MO[:, 1:].gather(1, best_M1)[:, 0]
+        + 0.05 * masks_MO[:, 1:].mean(1)
+        + (0.2 if ambiguous else 0.6) * masks_MO[:, 0]
     )
-    error = (iou_M4 - truth_M4).square()
-    picked = logits_M4hw[:, 1:].gather(1, best_M[..., None, None].expand(-1, -1, *logits_M4hw.shape[-2:]))
-    figures = np.array(
-        [0.0, truth_M4[:, 1:].amax(1).mean().item(), (iou_M4 - truth_M4).abs().mean().item(), len(truth_M4)]
-    )
-    return taught + error.mean(), figures, picked
+    error_MO = iou_MO - truth_MO
+    loss = ((taught_M + error_MO.square().mean(1)) * weight_M).sum()
+    place = best_M1[..., None, None].expand(-1, -1, *logits_MOhw.shape[-2:])
+    figures_M2 = torch.stack([truth_MO[:, 1:].amax(1), error_MO.abs().mean(1)], 1).detach()
+    return loss, weight_M @ figures_M2, logits_MOhw[:, 1:].gather(1, place)
 
 
-def _first_prompt(rng: np.random.Generator, view: View, device: str) -> dict:
-    """One point (most often), up to eight points, a box, or a box and a point; one kind for all masks of a view."""
-    kind = rng.choice(["point", "points", "box", "both"], p=[0.6, 0.15, 0.18, 0.07])
-    count = int(rng.integers(2, 9)) if kind == "points" else 1
-    points = torch.from_numpy(np.stack([draw_points(rng, mask, count) for mask in view.masks_MSS])).to(device)
-    boxes = torch.from_numpy(np.stack([draw_box(rng, mask) for mask in view.masks_MSS])).to(device)
+def _first_prompt(rng: np.random.Generator, examples: Examples, part: slice) -> dict[str, Any]:
+    """One point (most often), up to eight points, a box, or a box and a point; one kind for all of the masks."""
+    kind = rng.choice(list(_KINDS), p=list(_KINDS.values()))
+    count = int(rng.integers(2, POINTS + 1)) if kind == "points" else 1
+    points = None if kind == "box" else examples.points_MP2[part, :count]
     return {
-        "points": None if kind == "box" else points,
-        "labels": None if kind == "box" else torch.ones(points.shape[:2], dtype=torch.int64, device=device),
-        "boxes": boxes if kind in ("box", "both") else None,
+        "images": examples.view_M[part],
+        "points": points,
+        "labels": None if points is None else torch.ones_like(points[..., 0], dtype=torch.int64),
+        "boxes": examples.boxes_M4[part] if kind in ("box", "both") else None,
         "masks": None,
         "ambiguous": kind == "point",
     }
 
 
 def _next_prompt(
-    rng: np.random.Generator, view: View, prompt: dict, logits_M1hw: torch.Tensor, device: str
-) -> dict:
+    drawn: torch.Generator,
+    prompt: dict[str, Any],
+    logits_M1hw: torch.Tensor,
+    target_M1hw: torch.Tensor,
+    valid_M1hw: torch.Tensor,
+) -> dict[str, Any]:
     """A correction: a point where the best mask is wrong, and that mask's logits as mask prompt."""
-    size = view.pixels.shape[0]
-    enlarged = nn.functional.interpolate(logits_M1hw.float(), (size, size), mode="bilinear") > 0
-    points, labels = [], []
-    for mask, now in zip(view.masks_MSS, enlarged[:, 0].cpu().numpy(), strict=True):
-        wrong = mask ^ now
-        wrong[view.valid_hw[0] :], wrong[:, view.valid_hw[1] :] = False, False
-        point = draw_points(rng, wrong if wrong.any() else mask, 1)
-        points.append(point)
-        labels.append([int(mask[int(point[0, 1]), int(point[0, 0])])])
-    new_points, new_labels = (
-        torch.from_numpy(np.stack(points)).to(device),
-        torch.tensor(labels, device=device),
-    )
+    inside_Mx = (target_M1hw > 0.5).flatten(1)
+    wrong_Mx = inside_Mx != (logits_M1hw > 0).flatten(1)
+    # Where nothing is wrong, a point of the mask, or where it has no whole cell, of its largest share.
+    weight_Mx = wrong_Mx * valid_M1hw.flatten(1) + 1e-6 * inside_Mx + 1e-12 * (target_M1hw.flatten(1) + 1e-6)
+    cell_M1 = torch.multinomial(weight_Mx, 1, generator=drawn)
+    columns = target_M1hw.shape[-1]
+    corner_M12 = torch.stack([cell_M1 % columns, cell_M1 // columns], -1)
+    offset_M12 = torch.rand(corner_M12.shape, generator=drawn, device=corner_M12.device)
+    points, labels = (corner_M12 + offset_M12) * CELL - 0.5, inside_Mx.gather(1, cell_M1).long()
     if prompt["points"] is not None:
-        new_points, new_labels = (
-            torch.cat([prompt["points"], new_points], 1),
-            torch.cat([prompt["labels"], new_labels], 1),
-        )
-    return {
-        **prompt,
-        "points": new_points,
-        "labels": new_labels,
-        "masks": logits_M1hw.float(),
-        "ambiguous": False,
-    }
-
-
-def _target(view: View, device: str) -> torch.Tensor:
-    """Share of each low-resolution cell that the mask covers, M1hw."""
-    masks = torch.from_numpy(view.masks_MSS).to(device).float()[:, None]
-    return nn.functional.avg_pool2d(masks, 4)
+        points, labels = torch.cat([prompt["points"], points], 1), torch.cat([prompt["labels"], labels], 1)
+    return {**prompt, "points": points, "labels": labels, "masks": logits_M1hw, "ambiguous": False}

@@ -22,7 +22,7 @@ class PromptedModel(nn.Module):
     """One differentiable face for both packages' models: `encode` views, then `decode` each view's prompts.
 
     A prompt is a dict with `points` (M,P,2) and `labels` (M,P), or None; `boxes` (M,4) or None; `masks`
-    (M,1,h,w) or None; all in pixels of the model's input. With `tasks` (M), places in `TASKS`, the task prompt is
+    (M,1,h,w) or None; all in pixels of the model's input. With `images` (M) they are of several. With `tasks` (M), places in `TASKS`, the task prompt is
     added; the unspecified one stays zero.
 
     Args:
@@ -66,11 +66,14 @@ class PromptedModel(nn.Module):
         return embedding, fine
 
     def decode(
-        self, embedding_1C: torch.Tensor, fine: Sequence[torch.Tensor], prompt: dict
+        self, embedding_BC: torch.Tensor, fine: Sequence[torch.Tensor], prompt: dict
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Masks and IoU of all prompts of one image: logits M4hw, iou M4; 0 is the single mask, 1..3 the multimask outputs."""
+        """Masks and IoU of all prompts: logits M4hw, iou M4; 0 is the single mask, 1..3 the multimask outputs.
+
+        Without `images` (M), places in the batch, all prompts are of its one image.
+        """
         encoder = self.prompt_encoder
-        side = embedding_1C.shape[-1]
+        side = embedding_BC.shape[-1]
         # Positions are relative to the input, so a model can be shown views of any size.
         encoder.image_embedding_size, encoder.input_image_size = (side, side), (side * 16, side * 16)
         points = None if prompt["points"] is None else (prompt["points"], prompt["labels"])
@@ -84,18 +87,22 @@ class PromptedModel(nn.Module):
                 else (torch.cat([corners, points[0]], 1), torch.cat([labels, points[1]], 1))
             )
             boxes = None
-        with torch.autocast(embedding_1C.device.type, enabled=False):
+        with torch.autocast(embedding_BC.device.type, enabled=False):
             sparse, dense = encoder(points=points, boxes=boxes, masks=prompt["masks"])
             if prompt.get("tasks") is not None:
                 tasks_M = prompt["tasks"]
                 vectors_MC = torch.where((tasks_M > 0)[:, None], self.task_prompt[tasks_M], 0.0)
                 dense = dense + vectors_MC[:, :, None, None]
+        if prompt.get("images") is not None:
+            # The packages' decoders take one image; it only ever counts as the sum with the dense prompt.
+            dense = dense + embedding_BC[prompt["images"]]
+            embedding_BC, fine = torch.zeros_like(embedding_BC[:1]), [of[prompt["images"]] for of in fine]
         decoder, position = self.mask_decoder, encoder.get_dense_pe()
         if self.package != "sam2":
-            return decoder.predict_masks(embedding_1C, position, sparse, dense)
+            return decoder.predict_masks(embedding_BC, position, sparse, dense)
         fine_or_none = list(fine) or None
         logits, iou, _, _ = decoder.predict_masks(
-            embedding_1C, position, sparse, dense, repeat_image=True, high_res_features=fine_or_none
+            embedding_BC, position, sparse, dense, repeat_image=True, high_res_features=fine_or_none
         )
         return logits, iou
 

@@ -44,10 +44,15 @@ class _Thing:
     parts: list[np.ndarray] = field(default_factory=list)
 
 
-def make_scene(seed: int, size: int = 384) -> Scene:
-    """The scene of this seed, `size` x `size` pixels; the same seed gives the same scene."""
+def make_scene(seed: int, size: int = 384, layout: str | None = None) -> Scene:
+    """The scene of this seed, `size` x `size` pixels; the same seed gives the same scene.
+
+    Args:
+        layout: crowd, things or salient, if it is not to be drawn.
+    """
     rng = np.random.default_rng(seed)
-    layout = str(rng.choice(["crowd", "things", "salient"], p=[0.3, 0.4, 0.3]))
+    drawn = str(rng.choice(["crowd", "things", "salient"], p=[0.3, 0.4, 0.3]))
+    layout = layout or drawn
     canvas = make_texture(rng, size, size)
     if layout == "salient":
         canvas = _add_clutter(rng, canvas, size)
