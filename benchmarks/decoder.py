@@ -39,15 +39,15 @@ Decode = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 BATCH = 64  # the packages' points_per_batch
 
 
-def build_case(name: str) -> tuple[Segmenter, Embedding]:
-    """A segmenter on the CPU and the embedding of one square image of the model's input size."""
+def build_case(name: str, device: str) -> tuple[Segmenter, Embedding]:
+    """A segmenter and the embedding of one square image of the model's input size."""
     if MODELS[name].kind == "shipped":
-        segmenter = load_segmenter(name, device="cpu", precision="fp32")
+        segmenter = load_segmenter(name, device=device, precision="fp32")
         return segmenter, segmenter.embed([make_scene(3, segmenter.image_size).image])
     torch.manual_seed(0)
     model = build_model(name)
     adapter = SamSegmenter if MODELS[name].package == "segment-anything" else Sam2Segmenter
-    segmenter = adapter(model, name=name, sha256="0" * 64, device="cpu", precision="fp32")
+    segmenter = adapter(model, name=name, sha256="0" * 64, device=device, precision="fp32")
     # Fresh weights give logits near zero, on which any two decoders agree.
     for parameter_name, weight in model.named_parameters():
         if weight.ndim == 1:
@@ -56,8 +56,9 @@ def build_case(name: str) -> tuple[Segmenter, Embedding]:
             weight.mul_(3)
     side = segmenter.image_size // 16
     fine = () if segmenter.package != "sam2" else ((32, 4 * side), (64, 2 * side))
-    high_res = tuple(torch.randn(1, width, size, size) for width, size in fine)
-    return segmenter, Embedding(torch.randn(1, 256, side, side), ((segmenter.image_size,) * 2,), high_res)
+    high_res = tuple(torch.randn(1, width, size, size).to(device) for width, size in fine)
+    features = torch.randn(1, 256, side, side).to(device)
+    return segmenter, Embedding(features, ((segmenter.image_size,) * 2,), high_res)
 
 
 def build_package(segmenter: Segmenter, embedding: Embedding) -> Decode:
@@ -68,7 +69,8 @@ def build_package(segmenter: Segmenter, embedding: Embedding) -> Decode:
         more = {"repeat_image": True, "high_res_features": list(embedding.high_res)}
 
     def decode(points_N2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        labels_N1 = torch.ones(len(points_N2), 1, dtype=torch.int64)
+        points_N2 = points_N2.to(segmenter.device)
+        labels_N1 = torch.ones(len(points_N2), 1, dtype=torch.int64, device=segmenter.device)
         sparse, dense = encoder(points=(points_N2[:, None], labels_N1), boxes=None, masks=None)
         logits, iou, *_ = decoder(
             image_embeddings=embedding.features_BCHW,
@@ -127,29 +129,38 @@ def count(decode: Decode, points_N2: torch.Tensor) -> dict[str, float]:
     }
 
 
-def measure_machine() -> dict[str, float]:
-    """What the machine reaches at best on these threads: matrix products, and copies larger than its cache."""
+def finish(device: str) -> None:
+    """Wait for what a GPU still has to do."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+
+
+def measure_machine(device: str) -> dict[str, float]:
+    """What the machine reaches at best on these threads, in fp32: matrix products, and copies larger than its cache."""
 
     def best(run: Callable[[], object]) -> float:
         seconds = []
         for _ in range(5):
             start = time.perf_counter()
             run()
+            finish(device)
             seconds.append(time.perf_counter() - start)
         return min(seconds)
 
-    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
-    source, target = torch.randn(1 << 26), torch.empty(1 << 26)
+    side = 2048 if device == "cpu" else 8192
+    a, b = torch.randn(side, side, device=device), torch.randn(side, side, device=device)
+    source = torch.randn(1 << (26 if device == "cpu" else 30), device=device)
+    target = torch.empty_like(source)
     return {
-        "gemm_gflop_s": round(2 * 2048**3 / best(lambda: a @ b) / 1e9, 1),
+        "gemm_gflop_s": round(2 * side**3 / best(lambda: a @ b) / 1e9, 1),
         "copy_gb_s": round(2 * source.nbytes / best(lambda: target.copy_(source)) / 1e9, 1),
     }
 
 
 @torch.inference_mode()
-def race(name: str, points: int, turns: int) -> dict[str, Any]:
+def race(name: str, points: int, turns: int, device: str) -> dict[str, Any]:
     """Seconds of both on the same points, taking turns; what they say, and what they do for it."""
-    segmenter, embedding = build_case(name)
+    segmenter, embedding = build_case(name, device)
     sides = {"package": build_package(segmenter, embedding), "gapmap": build_ours(segmenter, embedding)}
     points_P2 = torch.rand(points, 2, generator=torch.Generator().manual_seed(1)) * segmenter.image_size
     counted = {side: count(decode, points_P2[:BATCH]) for side, decode in sides.items()}  # warms up, too
@@ -162,6 +173,7 @@ def race(name: str, points: int, turns: int) -> dict[str, Any]:
             for side in list(sides)[:: 1 if (turn + number) % 2 else -1]:
                 wall, cpu = time.perf_counter(), time.process_time()
                 said[side] = sides[side](part_N2)
+                finish(device)
                 took[side] += time.perf_counter() - wall
                 took[f"{side}_cpu"] += time.process_time() - cpu
             differences.append([(a - b).abs().max().item() for a, b in zip(*said.values(), strict=True)])
@@ -191,21 +203,27 @@ def race(name: str, points: int, turns: int) -> dict[str, Any]:
     return result
 
 
-def measure_memory(side: str, name: str, threads: int) -> int:
+def measure_memory(side: str, name: str, threads: int, device: str) -> int:
     """MiB that one side needs for 64 points on top of the loaded model, in a process of its own."""
     command = [sys.executable, __file__, "--memory-of", side, "--model", name, "--threads", str(threads)]
+    command += ["--device", device]
     return round(
         float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
     )
 
 
 @torch.inference_mode()
-def print_memory(side: str, name: str) -> None:
+def print_memory(side: str, name: str, device: str) -> None:
     """Child process of `measure_memory`."""
-    segmenter, embedding = build_case(name)
+    segmenter, embedding = build_case(name, device)
     decode = {"package": build_package, "gapmap": build_ours}[side](segmenter, embedding)
     points_N2 = torch.rand(BATCH, 2) * segmenter.image_size
-    print(peak_memory(lambda: torch.inference_mode()(decode)(points_N2)))
+    if device == "cpu":
+        print(peak_memory(lambda: torch.inference_mode()(decode)(points_N2)))
+        return
+    before = torch.cuda.memory_allocated()
+    decode(points_N2)
+    print((torch.cuda.max_memory_allocated() - before) / 2**20)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -215,9 +233,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", nargs="+", default=["sam-vit-b", "sam-nano"], help="registry names")
     parser.add_argument("--points", nargs="+", type=int, default=[64, 1024], help="points of the image")
     parser.add_argument(
-        "--turns", type=int, default=3, help="turns of each number of points; one from 1,000 on"
+        "--turns", type=int, default=3, help="turns of each number of points; on a CPU one from 1,000 on"
     )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of both sides")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; fp32 on both sides")
     parser.add_argument("--memory-of", choices=["package", "gapmap"], help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -225,26 +244,31 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
-    keep_freed_memory()  # for both sides
+    torch.backends.cudnn.allow_tf32 = False  # fp32 on both sides
+    keep_freed_memory()
     if arguments.memory_of:
-        print_memory(arguments.memory_of, arguments.model[0])
+        print_memory(arguments.memory_of, arguments.model[0], arguments.device)
         return
     load_before = os.getloadavg()
-    ceilings = measure_machine()
+    ceilings = measure_machine(arguments.device)
     results = []
     for name in arguments.model:
         memory = {
-            f"{side}_peak_mib": measure_memory(side, name, arguments.threads)
+            f"{side}_peak_mib": measure_memory(side, name, arguments.threads, arguments.device)
             for side in ("package", "gapmap")
         }
         for points in arguments.points:
-            result = race(name, points, arguments.turns if points < 1000 else 1) | memory
+            turns = arguments.turns if points < 1000 or arguments.device != "cpu" else 1
+            result = race(name, points, turns, arguments.device) | memory
             for side in ("package", "gapmap"):
                 reached = 2 * result[f"{side}_multiply_adds_m"] / result[f"{side}_ms_a_prompt"]
                 result[f"{side}_share_of_gemm"] = round(reached / ceilings["gemm_gflop_s"], 2)
             print(json.dumps(result, indent=2), flush=True)
             results.append(result)
-    write_report("decoder", results, load_before, threads=arguments.threads, ceilings=ceilings)
+    name = "decoder" if arguments.device == "cpu" else f"decoder-{arguments.device}"
+    write_report(
+        name, results, load_before, threads=arguments.threads, device=arguments.device, ceilings=ceilings
+    )
 
 
 if __name__ == "__main__":

@@ -123,9 +123,7 @@ class Batches(torch.utils.data.Dataset):
         count = -(-views // _VIEWS_OF_A_SCENE)
         return [draw_training_scene(rng, _SCENE_SIZE, layout) for _ in range(count)]
 
-    def _draw_view(
-        self, rng: np.random.Generator, images: Iterable[LabelledImage], phase: Phase
-    ) -> View:
+    def _draw_view(self, rng: np.random.Generator, images: Iterable[LabelledImage], phase: Phase) -> View:
         of = [image for image in images if image.masks]
         while True:
             image = of[int(rng.integers(len(of)))] if of else draw_training_scene(rng, _SCENE_SIZE)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from engine.models.cache import compute_sha256
-from engine.models.decoder import box_corners
+from engine.models.decoder import box_corners, embed_points, pad_point
 from engine.models.nano import build_sam2_mini, build_sam_nano
 from schemas.records import TASKS
 
@@ -76,19 +76,12 @@ class PromptedModel(nn.Module):
         side = embedding_BC.shape[-1]
         # Positions are relative to the input, so a model can be shown views of any size.
         encoder.image_embedding_size, encoder.input_image_size = (side, side), (side * 16, side * 16)
-        points = None if prompt["points"] is None else (prompt["points"], prompt["labels"])
-        boxes = prompt["boxes"]
-        if self.package == "sam2" and boxes is not None:
-            # As sam2's predictor prompts it: the corners are points, in front of the others.
-            corners, labels = box_corners(boxes)
-            points = (
-                (corners, labels)
-                if points is None
-                else (torch.cat([corners, points[0]], 1), torch.cat([labels, points[1]], 1))
-            )
-            boxes = None
         with torch.autocast(embedding_BC.device.type, enabled=False):
-            sparse, dense = encoder(points=points, boxes=boxes, masks=prompt["masks"])
+            sparse = self._embed_points(prompt)
+            if prompt["masks"] is None:
+                dense = encoder.no_mask_embed.weight.view(1, -1, 1, 1).expand(len(sparse), -1, side, side)
+            else:
+                dense = encoder.mask_downscaling(prompt["masks"])
             if prompt.get("tasks") is not None:
                 tasks_M = prompt["tasks"]
                 vectors_MC = torch.where((tasks_M > 0)[:, None], self.task_prompt[tasks_M], 0.0)
@@ -105,6 +98,17 @@ class PromptedModel(nn.Module):
             embedding_BC, position, sparse, dense, repeat_image=True, high_res_features=fine_or_none
         )
         return logits, iou
+
+    def _embed_points(self, prompt: dict) -> torch.Tensor:
+        """As the package's prompt encoder, without reading anything back from the device."""
+        points = [] if prompt["points"] is None else [(prompt["points"], prompt["labels"])]
+        boxes = [] if prompt["boxes"] is None else [box_corners(prompt["boxes"])]
+        # sam2's predictor gives a box as points in front of the others; segment-anything's follows them, without padding.
+        parts = boxes + points if self.package == "sam2" else points + boxes
+        coordinates, labels = (torch.cat(of, 1) for of in zip(*parts, strict=True))
+        if self.package == "sam2" or not boxes:
+            coordinates, labels = pad_point(coordinates, labels)
+        return embed_points(self.prompt_encoder, coordinates, labels)
 
 
 def bf16_is_fast(device: torch.device) -> bool:
