@@ -329,7 +329,9 @@ def test_what_triage_accepts_teaches_until_people_have_answered_for_it(
     }
     assert answered == {crowded}, "there the model is not held to what it said before"
     store.append("labels", said[1:])
-    assert not pseudo_labelled_images(store, nano.model_id, masks=1000), "people's word counts"
+    left = pseudo_labelled_images(store, nano.model_id, masks=1000)
+    assert not any(image.masks for image in left), "people's word counts"
+    assert not {image.key for image in left} & set(image_of.values()), "and nothing holds the model there"
     with pytest.raises(ConfigError, match="holds no masks of another"):
         pseudo_labelled_images(store, "another@0", masks=1000)
 

@@ -96,13 +96,12 @@ def run_variant(
         return [MaskResult(**row | {"clicks": tuple(map(tuple, row["clicks"]))}) for row in rows]
     history: list[dict[str, float]] = []
     if variant:
-        taught = [image for image in pseudo.get(variant.pseudo, ()) if image.masks]
         changed = FinetuneSettings(**{**settings.model_dump(), **variant.changes})
         checkpoint = folder / f"{name}-{digest}.checkpoint"
         made = finetune(
             segmenter,
             human,
-            taught,
+            pseudo.get(variant.pseudo, ()),
             changed,
             checkpoint=checkpoint,
             progress=_tell(progress, f"{name}: learning"),

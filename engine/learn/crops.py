@@ -22,13 +22,13 @@ _VISIBLE = 0.5  # of a mask that has to be inside: what is cut in halves is anot
 
 
 def draw_crop(image: TrainingImage, rng: np.random.Generator, masks: int) -> TrainingImage:
-    """A random part of an image with at most `masks` masks, one at least; the pixels are in memory.
+    """A random part of an image with at most `masks` masks, one at least where it has any; the pixels are in memory.
 
     Masks that are for the smaller part outside are left out, but for the one that the part is drawn around.
     """
     pixels = image.load()
     order = rng.permutation(len(image.masks))
-    first_HW = image.masks[order[0]].decode()
+    first_HW = image.masks[order[0]].decode() if len(order) else np.ones(pixels.shape[:2], bool)
     rows, columns = _draw_window(rng, first_HW)
     mirrored = bool(rng.random() < 0.5)
 

@@ -63,7 +63,7 @@ def finetune(
     Args:
         segmenter: the model to begin with; it is left as it is.
         human: masks of people.
-        pseudo: the model's own masks with their maps.
+        pseudo: the model's own masks with their maps; images without any are there for the distillation.
         settings: how.
         checkpoint: file that a killed run goes on from.
         progress: called with (updates done, updates in all, the latest look at the held-out groups).
@@ -73,7 +73,8 @@ def finetune(
     """
     rank, world = (distributed.get_rank(), distributed.get_world_size()) if _is_distributed() else (0, 1)
     fit, held = _hold_out(human, settings.seed)
-    sources = {True: fit, False: list(pseudo)}
+    pseudo = [image for image in pseudo if image.masks or (settings.distillation and not image.answered)]
+    sources = {True: fit, False: pseudo}
     if not fit and not pseudo:
         raise ConfigError("There is nothing to learn from: no masks of people, and none of the model's own.")
     model = make_learner(segmenter, settings)

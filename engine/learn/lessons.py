@@ -66,13 +66,29 @@ class Lessons:
         else:
             of = self._look_up(image)
         count = len(of.targets.task_M)
-        if not count:
+        held = bool(self._settings.distillation) and not (image.human or image.answered)
+        if not count and not held:
             return 0.0
-        taught = self._pick(of, image, rng.permutation(count)[: self._settings.masks])
         features, fine = self._encode(self._model, of, image)
         learning = features.requires_grad
         # Each round's graph is let go at once; what reaches the encoder is gathered and goes through it in the end.
         leaves = [x.detach().requires_grad_(learning) for x in (features, *fine)]
+        total = 0.0
+        if count:
+            taught = self._pick(of, image, rng.permutation(count)[: self._settings.masks])
+            total += self._teach_rounds(taught, leaves, rng, weight)
+        if held:
+            loss = self._distil(of, image, EncodedImage(self._model, leaves[0], leaves[1:]), rng)
+            (loss * (weight * self._settings.distillation)).backward()
+            total += float(loss.detach()) * weight * self._settings.distillation
+        if learning:
+            torch.autograd.backward([features, *fine], [leaf.grad for leaf in leaves])
+        return total
+
+    def _teach_rounds(
+        self, taught: Taught, leaves: list[torch.Tensor], rng: np.random.Generator, weight: float
+    ) -> float:
+        """Rounds of prompts for masks of an encoded image; adds to the gradients of the model and of `leaves`."""
         drawer = PromptDrawer(taught, self._cell, self._settings, rng)
         rounds, total = self._settings.rounds, 0.0
         logits: torch.Tensor | None = None
@@ -88,12 +104,6 @@ class Lessons:
             loss, logits, _ = teach(logits_MOhw.float(), iou_MO.float(), taught, self._settings)
             (loss * (weight / rounds)).backward()
             total += float(loss.detach()) * weight / rounds
-        if self._settings.distillation and not (image.human or image.answered):
-            loss = self._distil(of, image, EncodedImage(self._model, leaves[0], leaves[1:]), rng)
-            (loss * (weight * self._settings.distillation)).backward()
-            total += float(loss.detach()) * weight * self._settings.distillation
-        if learning:
-            torch.autograd.backward([features, *fine], [leaf.grad for leaf in leaves])
         return total
 
     @torch.no_grad()
@@ -148,7 +158,8 @@ class Lessons:
     ) -> torch.Tensor:
         with torch.no_grad():
             teacher = EncodedImage(self._before, *self._encode(self._before, of, image))
-        extent = self._segmenter.mask_extent(image.masks[0].size)
+        size = of.embedding.image_sizes[0] if of.embedding else image.load().shape[:2]
+        extent = self._segmenter.mask_extent((size[0], size[1]))
         return distil(learner, teacher, extent, self._cell, rng, self._arithmetic())
 
     def _encode(

@@ -32,8 +32,8 @@ _PSEUDO_LABELS = f"""
            p.x0, p.y0, p.x1, p.y1, p.rows, p.columns, p.values,
            i.image_id IN (SELECT image_id FROM labels WHERE verdict NOT IN ('withdrawn', 'skipped')) AS answered
     FROM (SELECT image_id, min(uri) AS uri, arg_min(fingerprint, uri) AS fingerprint
-          FROM images WHERE model = $1 GROUP BY image_id) i
-    JOIN (SELECT m.* FROM masks m
+          FROM images WHERE model = $1 AND error_kind IS NULL GROUP BY image_id) i
+    LEFT JOIN (SELECT m.* FROM masks m
           LEFT JOIN (SELECT image_id, mask_id, decision FROM decisions WHERE model = $1) d USING (image_id, mask_id)
           WHERE m.model = $1 AND m.uncertainty <= $2 AND m.replaced_by IS NULL
             AND coalesce(d.decision = 'accept', true) AND m.mask_id NOT IN ({ANSWERED})
@@ -65,7 +65,7 @@ class TrainingMask:
 
 @dataclass(frozen=True)
 class TrainingImage:
-    """An image with masks; `load` gives uint8 HW3 RGB. Images of one `group` are never split.
+    """An image with masks, a person's not without; `load` gives uint8 HW3 RGB. Images of one `group` are never split.
 
     Attributes:
         key: the same image and masks have the same, wherever they lie.
@@ -114,9 +114,10 @@ def human_images(images: Iterable[LabelledImage]) -> list[TrainingImage]:
 def pseudo_labelled_images(
     store: Store, model: str, *, most_uncertain: float = 1.0, masks: int = 30
 ) -> list[TrainingImage]:
-    """Images of a store with a model's own masks and their maps; none where none is left.
+    """A store's images with a model's own masks and their maps.
 
-    Of masks that triage has decided on, those that it accepts; what people have answered for is their word.
+    Of masks that triage has decided on, those that it accepts; what people have answered for is their word. An image
+    of which no mask is left is there without any, to be answered as before, unless people have said something of it.
 
     Args:
         model: `name@version` that made the masks.
@@ -152,19 +153,24 @@ def pseudo_labelled_images(
                 (row["point_x"], row["point_y"]),
             )
             for row in of
+            if row["mask_id"] is not None
         ]
         if any(mask.uncertainty is None for mask in found):
             raise ConfigError(
                 f"Masks of {model} in {store.files.label} have no uncertainty maps: they were labelled with --maps none. "
                 "Label the pool again with maps."
             )
-        load = PoolLoader(of[0]["uri"], of[0]["fingerprint"], image_id)
-        made.append(TrainingImage(image_id, image_id, False, tuple(found), load, bool(of[0]["answered"])))
+        if found or not of[0]["answered"]:
+            load = PoolLoader(of[0]["uri"], of[0]["fingerprint"], image_id)
+            made.append(TrainingImage(image_id, image_id, False, tuple(found), load, bool(of[0]["answered"])))
     return made
 
 
 def draw_targets(segmenter: Segmenter, image: TrainingImage) -> MaskTargets:
     """An image's masks on the model's grid; those that are too small to be seen there are left out."""
+    if not image.masks:
+        nothing_Mhw = np.zeros((0, segmenter.grid_size, segmenter.grid_size), np.float16)
+        return MaskTargets(nothing_Mhw, nothing_Mhw, np.zeros(0, np.int64))
     shares_Mhw = shrink_masks(segmenter, [mask.decode() for mask in image.masks])
     seen = np.flatnonzero((shares_Mhw > 0.5).sum((1, 2)) >= _LEAST_CELLS)
     certainty_Mhw = np.ones((len(seen), *shares_Mhw.shape[1:]), np.float16)
