@@ -74,7 +74,10 @@ def finetune_model(
         "parent": segmenter.model_id,
         "data": {
             "human": {name: len(images) for name, images in learnt.items()},
-            "pseudo": {"images": len(pseudo), "masks": sum(len(image.masks) for image in pseudo)},
+            "pseudo": {
+                "images": sum(bool(image.masks) for image in pseudo),
+                "masks": sum(len(image.masks) for image in pseudo),
+            },
         },
         "settings": settings.model_dump(),
         "metrics": {"step": made.step, "history": made.history},

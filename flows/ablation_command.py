@@ -116,7 +116,8 @@ def ablation(
         }
     rows = tabulate(found, learnt=list(learnt))
     report = {"model": segmenter.model_id, "masks": len({(r.data, r.image, r.mask) for r in found[BASE]})}
-    report |= {"human": {name: len(of) for name, of in taught.items()}, "pseudo": len(pseudo.get("maps", ()))}
+    own = sum(bool(image.masks) for image in pseudo.get("maps", ()))
+    report |= {"human": {name: len(of) for name, of in taught.items()}, "pseudo": own}
     report |= {"variants": rows}
     if plot:
         from engine.report.learning_plots import draw_ablation

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from engine.learn.curriculum import Recipe, describe_data, read_sources
+from engine.learn.curriculum import Batches, Recipe, curriculum, describe_data, read_sources
 from engine.learn.data import read_coco, split_groups
 from engine.learn.losses import dice_loss, focal_loss, mask_iou
-from engine.learn.pretrain import train
+from engine.learn.pretrain import _load, train
+from engine.learn.rounds import _next_prompt
 from engine.learn.trainee import describe_start, small_model, warm_start
 from engine.models.loading import load_segmenter
 from engine.models.registry import MODELS
@@ -141,6 +142,82 @@ def test_shipped_weights_say_what_they_learnt_from() -> None:
         assert about["recipe"]["start"]["recipe"]["model"] == "sam-nano"
         assert about["recipe"]["labelled_images"] > 0
         assert about["sha256"] == load_segmenter(name, device="cpu").sha256
+
+
+@pytest.mark.parametrize("name", ["sam-nano", "sam2-mini"])
+def test_prompts_of_several_images_are_answered_as_one_by_one(name: str) -> None:
+    model = small_model(name)
+    warm_start(model.net, MODELS[name].path)
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 3, 256, 256))).float()
+    points, labels = torch.tensor([[[100.0, 80.0], [20, 200]]] * 3), torch.tensor([[1, 0]] * 3)
+    boxes, masks = torch.tensor([[30.0, 40, 150, 120]] * 3), torch.zeros(3, 1, 64, 64)
+    masks[..., 10:30, 10:30] = 5
+    order = torch.tensor([2, 0, 2])
+    with torch.inference_mode():
+        embedding, fine = model.encode(pixels, torch.ones(3, 1, 256, 256))
+        for with_points, with_boxes, with_masks in ((1, 0, 0), (0, 1, 0), (1, 1, 1)):
+            prompt = {
+                "points": points if with_points else None,
+                "labels": labels if with_points else None,
+                "boxes": boxes if with_boxes else None,
+                "masks": masks if with_masks else None,
+            }
+            together, _ = model.decode(embedding, fine, {**prompt, "images": order})
+            for place, image in enumerate(order.tolist()):
+                one = {key: None if value is None else value[:1] for key, value in prompt.items()}
+                own = slice(image, image + 1)
+                alone, _ = model.decode(embedding[own], [level[own] for level in fine], one)
+                assert (together[place] - alone[0]).abs().max() < 1e-3
+            assert (together[0] - together[1]).abs().max() > 0.1, "the images differ"
+
+
+def test_views_are_the_same_whoever_draws_them_and_weigh_alike() -> None:
+    recipe = replace(TINY, images=6, masks=4)
+    batches = Batches(recipe, read_sources([]), curriculum(384, 0.3), letterbox=True)
+    drawn = list(_load(batches, range(2), 0, "cpu"))
+    for ours, theirs in zip(drawn, _load(batches, range(2), 2, "cpu"), strict=True):
+        assert all(torch.equal(getattr(ours, of.name), getattr(theirs, of.name)) for of in fields(ours))
+    for examples in drawn:
+        share_of_view = torch.zeros(6).index_add(0, examples.view_M, examples.weight_M)
+        assert torch.allclose(share_of_view, torch.full((6,), 1 / 6))
+        for share_1hw, points_P2, (x0, y0, x1, y1) in zip(
+            examples.share_M1hw, examples.points_MP2, examples.boxes_M4, strict=True
+        ):
+            columns, rows = (points_P2 / 4).long().T
+            assert (share_1hw[0, rows, columns] > 0).all(), "points lie in the mask"
+            assert x0 < x1
+            assert y0 < y1
+
+
+def test_a_correction_lies_where_the_mask_is_wrong_and_says_what_is_right() -> None:
+    target = torch.zeros(3, 1, 16, 16)
+    target[0, 0, 4:12, 4:12] = 1
+    target[1, 0, 4:12, 4:12] = 1
+    target[2, 0, 7, 2:14] = 0.3  # thin: no cell is covered by half
+    logits = torch.where(target > 0, 5.0, -5.0)
+    logits[0, 0, 4:12, 4:8] = -5  # missed
+    logits[1, 0, 0:4, 0:4] = 5  # too much
+    logits[2] = -5
+    valid = torch.ones_like(target)
+    valid[:, :, 12:] = 0
+    logits[:, :, 12:] = 5  # padding is never wrong
+    prompt = {"points": None, "labels": None, "boxes": torch.zeros(3, 4), "masks": None}
+    for seed in range(20):
+        made = _next_prompt(torch.Generator().manual_seed(seed), prompt, logits, target, valid)
+        (column, row), *_ = cells = ((made["points"][:, 0] + 0.5) // 4).long().tolist()
+        assert 4 <= column < 8
+        assert 4 <= row < 12
+        assert max(cells[1]) < 4
+        assert cells[2][1] == 7
+        assert made["labels"][:, 0].tolist() == [1, 0, 1]
+
+
+def test_sam2_mini_learns_too(tmp_path: Path) -> None:
+    start = MODELS["sam2-mini"].path
+    recipe = Recipe("sam2-mini", steps=1, images=2, masks=2, dense=0.0)
+    made, given = load_file(train(recipe, [], tmp_path, start=start, workers=0)), load_file(start)
+    for part in ("image_encoder", "sam_mask_decoder", "sam_prompt_encoder"):
+        assert any(not torch.equal(made[name], given[name]) for name in made if name.startswith(part)), part
 
 
 def test_scenes_do_not_count_as_labelled_images() -> None:

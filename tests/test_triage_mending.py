@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from review_sides import FolderSide
+from store_rows import image_row, tables_of
 from triage_rows import decisions_of, label_row
 
 from engine.generate.records import MASK_ROW, ImageMasks
@@ -329,7 +330,12 @@ def test_what_triage_accepts_teaches_until_people_have_answered_for_it(
     }
     assert answered == {crowded}, "there the model is not held to what it said before"
     store.append("labels", said[1:])
+    silent = image_row("empty.png", n_masks=0)
+    broken = image_row("broken.png", n_masks=0, error_kind="truncated")
+    store.commit_shard(nano.model_id, *tables_of([silent, broken]))
     left = pseudo_labelled_images(store, nano.model_id, masks=1000)
+    assert silent["image_id"] in {image.key for image in left}, "clicks there are answered as before"
+    assert broken["image_id"] not in {image.key for image in left}
     assert not any(image.masks for image in left), "people's word counts"
     assert not {image.key for image in left} & set(image_of.values()), "and nothing holds the model there"
     with pytest.raises(ConfigError, match="holds no masks of another"):

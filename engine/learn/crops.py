@@ -28,8 +28,8 @@ def draw_crop(image: TrainingImage, rng: np.random.Generator, masks: int) -> Tra
     """
     pixels = image.load()
     order = rng.permutation(len(image.masks))
-    first_HW = image.masks[order[0]].decode() if len(order) else np.ones(pixels.shape[:2], bool)
-    rows, columns = _draw_window(rng, first_HW)
+    first_HW = image.masks[order[0]].decode() if len(order) else None
+    rows, columns = _draw_window(rng, pixels.shape[:2], first_HW)
     mirrored = bool(rng.random() < 0.5)
 
     def cut(values_HW: np.ndarray) -> np.ndarray:
@@ -39,7 +39,7 @@ def draw_crop(image: TrainingImage, rng: np.random.Generator, masks: int) -> Tra
     chosen = []
     for place, index in enumerate(order.tolist()):
         mask = image.masks[index]
-        whole_HW = mask.decode() if place else first_HW
+        whole_HW = mask.decode() if place or first_HW is None else first_HW
         part_HW = cut(whole_HW)
         if place and part_HW.sum() < max(1, _VISIBLE * whole_HW.sum()):
             continue
@@ -56,13 +56,18 @@ def draw_crop(image: TrainingImage, rng: np.random.Generator, masks: int) -> Tra
     return replace(image, masks=tuple(chosen), load=ArrayLoader(np.ascontiguousarray(view)))
 
 
-def _draw_window(rng: np.random.Generator, mask_HW: np.ndarray) -> tuple[slice, slice]:
+def _draw_window(
+    rng: np.random.Generator, size: tuple[int, ...], mask_HW: np.ndarray | None
+) -> tuple[slice, slice]:
     """Rows and columns of a part of the image in which one pixel of the mask is for certain."""
-    inside = np.flatnonzero(mask_HW)
-    focus = np.unravel_index(inside[int(rng.integers(len(inside)))], mask_HW.shape)
+    if mask_HW is None:
+        focus = tuple(rng.integers(size))
+    else:
+        inside = np.flatnonzero(mask_HW)
+        focus = np.unravel_index(inside[int(rng.integers(len(inside)))], size)
     share = rng.uniform(*_SIDE)
     window = []
-    for side, place in zip(mask_HW.shape, focus, strict=True):
+    for side, place in zip(size, focus, strict=True):
         cut = max(1, round(side * share))
         low, high = max(0, int(place) - cut + 1), min(int(place), side - cut)
         start = int(rng.integers(low, high + 1))

@@ -7,11 +7,10 @@ means the thing under it, then everything mixed, then whole images at the full i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 
@@ -104,14 +103,14 @@ class Batches(torch.utils.data.Dataset):
         self._recipe, self._sources, self._phases, self._letterbox = recipe, sources, phases, letterbox
 
     def __getitem__(self, step: int) -> Examples:
-        cv2.setNumThreads(0)  # a worker is one core's
         rng = np.random.default_rng([self._recipe.seed, 0, step])
         phase = next(p for p in self._phases if step < p.until * self._recipe.steps)
         kinds = rng.choice(3, p=phase.mix, size=self._recipe.images)
         # Half of the crowds are scenes, so that alike things are more than what was labelled.
         painted = (kinds == 0) & (rng.random(len(kinds)) < (0.5 if self._sources.dense else 1.0))
         crowds = self._paint(rng, int(painted.sum()), "crowd")
-        scenes = self._paint(rng, int((kinds > 0).sum()), None)
+        others = kinds == 1 if self._sources.photos else kinds > 0
+        scenes = self._paint(rng, int(others.sum()), None)
         of_kind = (self._sources.dense, scenes, self._sources.photos or scenes)
         views = [
             self._draw_view(rng, crowds if paint else of_kind[kind], phase)
@@ -120,16 +119,18 @@ class Batches(torch.utils.data.Dataset):
         return draw_examples(rng, views)
 
     def _paint(self, rng: np.random.Generator, views: int, layout: str | None) -> list[LabelledImage]:
-        count = -(-views // _VIEWS_OF_A_SCENE)
-        return [draw_training_scene(rng, _SCENE_SIZE, layout) for _ in range(count)]
+        """Scenes with masks, enough for so many views."""
+        scenes: list[LabelledImage] = []
+        while len(scenes) * _VIEWS_OF_A_SCENE < views:
+            scene = draw_training_scene(rng, _SCENE_SIZE, layout)
+            scenes += [scene] if scene.masks else []
+        return scenes
 
-    def _draw_view(self, rng: np.random.Generator, images: Iterable[LabelledImage], phase: Phase) -> View:
-        of = [image for image in images if image.masks]
+    def _draw_view(self, rng: np.random.Generator, images: Sequence[LabelledImage], phase: Phase) -> View:
         while True:
-            image = of[int(rng.integers(len(of)))] if of else draw_training_scene(rng, _SCENE_SIZE)
-            if image.masks:
-                view = draw_view(
-                    rng, image, phase.size, phase.zoom, self._recipe.masks, letterbox=self._letterbox
-                )
-                if view is not None:
-                    return view
+            image = images[int(rng.integers(len(images)))]
+            view = draw_view(
+                rng, image, phase.size, phase.zoom, self._recipe.masks, letterbox=self._letterbox
+            )
+            if view is not None:
+                return view

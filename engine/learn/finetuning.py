@@ -47,6 +47,15 @@ class Finetuned:
     history: list[dict[str, float]]
 
 
+@dataclass(frozen=True)
+class _Sources:
+    """Images to draw from: with masks of people, with masks of the model, and those where it is held to its answers."""
+
+    human: list[TrainingImage]
+    pseudo: list[TrainingImage]
+    held: list[TrainingImage]
+
+
 def finetune(
     segmenter: Segmenter,
     human: Sequence[TrainingImage],
@@ -63,7 +72,8 @@ def finetune(
     Args:
         segmenter: the model to begin with; it is left as it is.
         human: masks of people.
-        pseudo: the model's own masks with their maps; images without any are there for the distillation.
+        pseudo: the model's own masks with their maps. All of them that people have not answered for take part in the
+            distillation, also those without a mask.
         settings: how.
         checkpoint: file that a killed run goes on from.
         progress: called with (updates done, updates in all, the latest look at the held-out groups).
@@ -73,9 +83,12 @@ def finetune(
     """
     rank, world = (distributed.get_rank(), distributed.get_world_size()) if _is_distributed() else (0, 1)
     fit, held = _hold_out(human, settings.seed)
-    pseudo = [image for image in pseudo if image.masks or (settings.distillation and not image.answered)]
-    sources = {True: fit, False: pseudo}
-    if not fit and not pseudo:
+    sources = _Sources(
+        fit,
+        [image for image in pseudo if image.masks],
+        [image for image in pseudo if settings.distillation and not image.answered],
+    )
+    if not fit and not sources.pseudo:
         raise ConfigError("There is nothing to learn from: no masks of people, and none of the model's own.")
     model = make_learner(segmenter, settings)
     optimizer = torch.optim.AdamW(
@@ -97,10 +110,13 @@ def finetune(
         for group in optimizer.param_groups:
             group["lr"] = settings.rate * group["share"] * _schedule(step, settings.steps)
         optimizer.zero_grad(set_to_none=True)
-        for place, image in enumerate(_draw_images(sources, settings, step)):
+        for place, (taught, held_to) in enumerate(_draw_images(sources, settings, step)):
             if place % world == rank:
                 rng = np.random.default_rng([settings.seed, 21, step, place])
-                total += lessons.teach(image, rng, 1 / settings.images)
+                if taught:
+                    total += lessons.teach(taught, rng, 1 / settings.images)
+                if held_to:
+                    total += lessons.hold(held_to, rng, settings.distillation / settings.images)
         _share_gradients(optimizer)
         torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
         optimizer.step()
@@ -139,16 +155,21 @@ def _hold_out(human: Sequence[TrainingImage], seed: int) -> tuple[list[TrainingI
 
 
 def _draw_images(
-    sources: dict[bool, list[TrainingImage]], settings: FinetuneSettings, step: int
-) -> list[TrainingImage]:
-    """The images of an update: of people and of the model in the asked proportion, as far as there are any."""
+    sources: _Sources, settings: FinetuneSettings, step: int
+) -> list[tuple[TrainingImage | None, TrainingImage | None]]:
+    """(taught, held to the answers of before) in each place of an update: of people and of the model in the asked proportion,
+    as far as there are any."""
     rng = np.random.default_rng([settings.seed, 22, step])
     wanted = settings.images * settings.human_share
     humans = int(wanted) + int(rng.random() < wanted % 1)
-    if not sources[True] or not sources[False]:
-        humans = settings.images if sources[True] else 0
-    kinds = [True] * humans + [False] * (settings.images - humans)
-    return [sources[kind][int(rng.integers(len(sources[kind])))] for kind in kinds]
+    if not sources.human or not (sources.pseudo or sources.held):
+        humans = settings.images if sources.human else 0
+
+    def draw(images: list[TrainingImage]) -> TrainingImage | None:
+        return images[int(rng.integers(len(images)))] if images else None
+
+    own = [(draw(sources.pseudo), draw(sources.held)) for _ in range(settings.images - humans)]
+    return [(draw(sources.human), None) for _ in range(humans)] + own
 
 
 def _share_gradients(optimizer: torch.optim.Optimizer) -> None:

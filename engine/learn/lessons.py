@@ -56,39 +56,14 @@ class Lessons:
         self._prepared = RecentlyUsed(self._prepare, lambda of: of.bytes, _MOST_BYTES)
 
     def teach(self, image: TrainingImage, rng: np.random.Generator, weight: float) -> float:
-        """All rounds of some of an image's masks, and the answers of before where people have said nothing.
-
-        Adds to the gradients, and returns the mean loss times `weight`.
-        """
-        if learns_encoder(self._settings):
-            image = draw_crop(image, rng, self._settings.masks)
-            of = _Prepared(draw_targets(self._segmenter, image), None)
-        else:
-            of = self._look_up(image)
+        """All rounds of some of an image's masks. Adds to the gradients, and returns the mean loss times `weight`."""
+        image, of = self._show(image, rng)
         count = len(of.targets.task_M)
-        held = bool(self._settings.distillation) and not (image.human or image.answered)
-        if not count and not held:
+        if not count:
             return 0.0
-        features, fine = self._encode(self._model, of, image)
-        learning = features.requires_grad
-        # Each round's graph is let go at once; what reaches the encoder is gathered and goes through it in the end.
-        leaves = [x.detach().requires_grad_(learning) for x in (features, *fine)]
-        total = 0.0
-        if count:
-            taught = self._pick(of, image, rng.permutation(count)[: self._settings.masks])
-            total += self._teach_rounds(taught, leaves, rng, weight)
-        if held:
-            loss = self._distil(of, image, EncodedImage(self._model, leaves[0], leaves[1:]), rng)
-            (loss * (weight * self._settings.distillation)).backward()
-            total += float(loss.detach()) * weight * self._settings.distillation
-        if learning:
-            torch.autograd.backward([features, *fine], [leaf.grad for leaf in leaves])
-        return total
-
-    def _teach_rounds(
-        self, taught: Taught, leaves: list[torch.Tensor], rng: np.random.Generator, weight: float
-    ) -> float:
-        """Rounds of prompts for masks of an encoded image; adds to the gradients of the model and of `leaves`."""
+        taught = self._pick(of, image, rng.permutation(count)[: self._settings.masks])
+        features = self._encode(self._model, of, image)
+        leaves = _cut_off(features)
         drawer = PromptDrawer(taught, self._cell, self._settings, rng)
         rounds, total = self._settings.rounds, 0.0
         logits: torch.Tensor | None = None
@@ -104,7 +79,25 @@ class Lessons:
             loss, logits, _ = teach(logits_MOhw.float(), iou_MO.float(), taught, self._settings)
             (loss * (weight / rounds)).backward()
             total += float(loss.detach()) * weight / rounds
+        _give_back(features, leaves)
         return total
+
+    def hold(self, image: TrainingImage, rng: np.random.Generator, weight: float) -> float:
+        """The answers of before to clicks anywhere in an image, see `distil`. Adds to the gradients, and returns the loss times
+        `weight`."""
+        image, of = self._show(image, rng)
+        features = self._encode(self._model, of, image)
+        leaves = _cut_off(features)
+        with torch.no_grad():
+            before = self._encode(self._before, of, image)
+        size = of.embedding.image_sizes[0] if of.embedding else image.load().shape[:2]
+        extent = self._segmenter.mask_extent((size[0], size[1]))
+        learner = EncodedImage(self._model, leaves[0], leaves[1:])
+        teacher = EncodedImage(self._before, before[0], before[1:])
+        loss = distil(learner, teacher, extent, self._cell, rng, self._arithmetic()) * weight
+        loss.backward()
+        _give_back(features, leaves)
+        return float(loss.detach())
 
     @torch.no_grad()
     def judge(self, images: Sequence[TrainingImage]) -> float:
@@ -120,12 +113,12 @@ class Lessons:
                 continue
             index_M = np.linspace(0, count - 1, min(count, self._settings.masks)).round().astype(int)
             taught = self._pick(of, image, index_M)
-            features, fine = self._encode(self._model, of, image)
+            features = self._encode(self._model, of, image)
             drawer = PromptDrawer(taught, self._cell, self._settings, np.random.default_rng([23, place]))
             prompt = drawer.first(point=True)
             for turn in range(_JUDGED_ROUNDS):
                 with self._arithmetic():
-                    logits_MOhw, iou_MO = self._model.decode(features, fine, prompt)
+                    logits_MOhw, iou_MO = self._model.decode(features[0], features[1:], prompt)
                 _, logits, iou_M = teach(logits_MOhw.float(), iou_MO.float(), taught, self._settings)
                 ious.append(iou_M.mean().item())
                 if turn + 1 < _JUDGED_ROUNDS:
@@ -135,6 +128,13 @@ class Lessons:
     @property
     def _cell(self) -> float:
         return self._segmenter.image_size / self._segmenter.grid_size
+
+    def _show(self, image: TrainingImage, rng: np.random.Generator) -> tuple[TrainingImage, _Prepared]:
+        """An image as an update sees it: all of it, or, where the encoder learns, a part of it."""
+        if not learns_encoder(self._settings):
+            return image, self._look_up(image)
+        part = draw_crop(image, rng, self._settings.masks)
+        return part, _Prepared(draw_targets(self._segmenter, part), None)
 
     def _look_up(self, image: TrainingImage) -> _Prepared:
         key = (image.key, image.human)
@@ -153,29 +153,31 @@ class Lessons:
     def _pick(self, of: _Prepared, image: TrainingImage, index_M: np.ndarray) -> Taught:
         return Taught.pick(of.targets, index_M, image.human, self._segmenter.device)
 
-    def _distil(
-        self, of: _Prepared, image: TrainingImage, learner: EncodedImage, rng: np.random.Generator
-    ) -> torch.Tensor:
-        with torch.no_grad():
-            teacher = EncodedImage(self._before, *self._encode(self._before, of, image))
-        size = of.embedding.image_sizes[0] if of.embedding else image.load().shape[:2]
-        extent = self._segmenter.mask_extent((size[0], size[1]))
-        return distil(learner, teacher, extent, self._cell, rng, self._arithmetic())
-
-    def _encode(
-        self, model: PromptedModel, of: _Prepared, image: TrainingImage
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def _encode(self, model: PromptedModel, of: _Prepared, image: TrainingImage) -> list[torch.Tensor]:
+        """The embedding, and high-resolution features behind it."""
         if of.embedding is not None:
-            return to_model(of.embedding, self._segmenter.device)
+            embedding, fine = to_model(of.embedding, self._segmenter.device)
+            return [embedding, *fine]
         pixels_13SS, valid_11SS = _as_input(self._segmenter, image.load())
         with self._arithmetic():
-            features, fine = model.encode(pixels_13SS, valid_11SS)
-        return features.float(), [level.float() for level in fine]
+            embedding, fine = model.encode(pixels_13SS, valid_11SS)
+        return [level.float() for level in (embedding, *fine)]
 
     def _arithmetic(self) -> torch.autocast:
         device = self._segmenter.device
         fast = bf16_is_fast(device) if device.type == "cpu" else self._segmenter.precision == "bf16"
         return torch.autocast(device.type, torch.bfloat16, enabled=fast)
+
+
+def _cut_off(features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Where the encoder learns: the graph of each round is let go at once, what reaches the encoder is gathered here."""
+    return [level.detach().requires_grad_(level.requires_grad) for level in features]
+
+
+def _give_back(features: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor]) -> None:
+    """What was gathered goes through the encoder."""
+    if features[0].requires_grad:
+        torch.autograd.backward(list(features), [leaf.grad for leaf in leaves])
 
 
 def _as_input(segmenter: Segmenter, pixels_HW3: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 
@@ -73,6 +74,8 @@ def train(
     batches = Batches(
         recipe, sources, curriculum(model.image_size, recipe.dense), letterbox=recipe.model == "sam-nano"
     )
+    # Before there is a progress bar, whose thread a fork would leave behind with its locks.
+    loaded = iter(_load(batches, range(first, recipe.steps), workers, device))
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -82,7 +85,7 @@ def train(
     with Progress(*columns) as progress, (folder / "log.jsonl").open("a") as log:
         bar = progress.add_task(recipe.model, total=recipe.steps, completed=first)
         began, sums = time.monotonic(), torch.zeros(3, device=device)
-        for step, examples in enumerate(_load(batches, range(first, recipe.steps), workers, device), first):
+        for step, examples in enumerate(loaded, first):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate * _schedule(step, recipe.steps)
             rng = np.random.default_rng([recipe.seed, 1, step])
@@ -129,8 +132,12 @@ def _load(batches: Batches, steps: range, workers: int, device: str) -> Iterable
         sampler=steps,
         num_workers=min(workers, len(steps)),
         pin_memory=torch.device(device).type == "cuda",
-        multiprocessing_context="fork" if workers and steps else None,
+        worker_init_fn=_be_one_core,
     )
+
+
+def _be_one_core(_: int) -> None:
+    cv2.setNumThreads(0)
 
 
 def _schedule(step: int, steps: int) -> float:

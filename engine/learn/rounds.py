@@ -17,8 +17,7 @@ from engine.learn.trainee import PromptedModel, bf16_is_fast
 
 _KINDS = {"point": 0.6, "points": 0.15, "box": 0.18, "both": 0.07}
 _ROUNDS = {1: 0.6, 2: 0.2, 3: 0.2}
-# Masks that are prompted alike: as few as memory and speed allow.
-_PROMPTS_AT_ONCE = {"cpu": 32, "mps": 64, "cuda": 256}
+_PROMPTS_AT_ONCE = 128  # masks that are prompted alike, and memory
 
 
 def train_step(
@@ -37,15 +36,15 @@ def train_step(
     with arithmetic:
         embedding, fine = model.encode(pixels, examples.valid_B1SS.float())
     # Each round's graph is let go at once; what reaches the encoder is gathered and goes through it in the end.
-    features = [embedding, *fine]
+    features = [level.float() for level in (embedding, *fine)]
     leaves = [x.detach().requires_grad_() for x in features]
     optimizer.zero_grad(set_to_none=True)
     cells_B1hw = examples.valid_B1SS[:, :, ::CELL, ::CELL].float()
     drawn = torch.Generator(device).manual_seed(int(rng.integers(2**31)))
     report = torch.zeros(3, device=device)
-    count, at_once = len(examples.view_M), _PROMPTS_AT_ONCE[torch.device(device).type]
-    for first in range(0, count, at_once):
-        part = slice(first, min(first + at_once, count))
+    count = len(examples.view_M)
+    for first in range(0, count, _PROMPTS_AT_ONCE):
+        part = slice(first, min(first + _PROMPTS_AT_ONCE, count))
         prompt = _first_prompt(rng, examples, part)
         rounds = int(rng.choice(list(_ROUNDS), p=list(_ROUNDS.values())))
         target = examples.share_M1hw[part].float() / 255
@@ -114,10 +113,11 @@ def _next_prompt(
     valid_M1hw: torch.Tensor,
 ) -> dict[str, Any]:
     """A correction: a point where the best mask is wrong, and that mask's logits as mask prompt."""
-    inside_Mx = (target_M1hw > 0.5).flatten(1)
+    share_Mx = target_M1hw.flatten(1)
+    inside_Mx = share_Mx > share_Mx.amax(1, keepdim=True) / 2  # a thin mask covers no cell by half
     wrong_Mx = inside_Mx != (logits_M1hw > 0).flatten(1)
-    # Where nothing is wrong, a point of the mask, or where it has no whole cell, of its largest share.
-    weight_Mx = wrong_Mx * valid_M1hw.flatten(1) + 1e-6 * inside_Mx + 1e-12 * (target_M1hw.flatten(1) + 1e-6)
+    # Where nothing is wrong, one more point of the mask.
+    weight_Mx = wrong_Mx * valid_M1hw.flatten(1) + 1e-6 * inside_Mx
     cell_M1 = torch.multinomial(weight_Mx, 1, generator=drawn)
     columns = target_M1hw.shape[-1]
     corner_M12 = torch.stack([cell_M1 % columns, cell_M1 // columns], -1)

@@ -21,9 +21,9 @@ _MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 class PromptedModel(nn.Module):
     """One differentiable face for both packages' models: `encode` views, then `decode` each view's prompts.
 
-    A prompt is a dict with `points` (M,P,2) and `labels` (M,P), or None; `boxes` (M,4) or None; `masks`
-    (M,1,h,w) or None; all in pixels of the model's input. With `images` (M) they are of several. With `tasks` (M), places in `TASKS`, the task prompt is
-    added; the unspecified one stays zero.
+    A prompt is a dict with `points` (M,P,2) and `labels` (M,P), or None; `boxes` (M,4) or None, points or boxes at
+    least; `masks` (M,1,h,w) or None; all in pixels of the model's input. `images` (M), if there are several, are their
+    places in the batch. With `tasks` (M), places in `TASKS`, the task prompt is added; the unspecified one stays zero.
 
     Args:
         net: a `segment_anything.modeling.Sam` or `sam2.modeling.sam2_base.SAM2Base`.
