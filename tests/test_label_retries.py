@@ -41,7 +41,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def labeller(segmenter: Segmenter, store: Store) -> Pseudolabeller:
-    few = GenerateSettings(points_per_side=2, pred_iou_thresh=0, stability_score_thresh=0)
+    few = GenerateSettings(points_per_side=6, pred_iou_thresh=0, stability_score_thresh=0)
     return Pseudolabeller(MaskMaker(segmenter, few), store, PoolSettings())
 
 
