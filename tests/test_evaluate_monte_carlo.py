@@ -142,7 +142,8 @@ def test_a_clear_object_is_surer_than_noise(nano: Segmenter) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
     points_NP2 = np.array([[[90, 120], [80, 110]]], np.float32)
     sure, unsure = (monte_carlo_entropies(pixels, points_NP2, nano, None) for pixels in (clear, noise))
-    for key in KEYS - {"H_Theta"}:
+    # One answer alone may be sure that there is nothing; asked in other ways it says something else each time.
+    for key in ("H_Y", "H_A", "H_Xp"):
         assert 0 <= sure[key][0] < unsure[key][0] - 0.1, key
         assert unsure[key][0] <= 1
 
