@@ -51,7 +51,7 @@ lock: install  ## pin what pyproject.toml asks for, names and versions only
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --group dev --no-annotate --no-header --upgrade pyproject.toml -o requirements.lock
 	echo "label-studio==$(LABEL_STUDIO)" | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header --upgrade - -o label-studio.lock
 
-weights: install  ## train sam-nano, then sam2-mini from it (minutes on a GPU, half a day on one core; goes on where it was)
+weights: install  ## train sam-nano, then sam2-mini from it (an estimated half a day on one core, far less on a GPU; goes on where it was)
 	$(PRETRAIN) sam-nano --steps 3000 --folder runs/sam-nano-1 $(LEARN_FROM)
 	$(PRETRAIN) sam-nano --start runs/sam-nano-1/sam-nano.safetensors --dense 0 --steps 5000 --seed 1 --folder runs/sam-nano-2 $(LEARN_FROM)
 	$(PRETRAIN) sam-nano --start runs/sam-nano-2/sam-nano.safetensors --dense 0 --images 32 --rate 8e-4 --steps 2200 --seed 2 --folder runs/sam-nano-3 $(LEARN_FROM)

@@ -108,9 +108,8 @@ def test_fine_tuning_learns(name: str, train_what: str) -> None:
     images = human_images([image for image in scene_images(range(9), 256) if image.masks])
     human, pseudo = images[:3], [replace(image, human=False) for image in images[3:]]
     settings = FinetuneSettings(train=train_what, steps=10, check_every=5, rounds=3, masks=4, rate=3e-4)
-    made = finetune(
-        segmenter, human, pseudo, settings
-    )  # of three groups none is held out: the last weights count
+    # Of three groups none is held out: the last weights count.
+    made = finetune(segmenter, human, pseudo, settings)
     before = segmenter.model.state_dict()
     moved = {name for name, value in made.weights.items() if not torch.equal(value.cpu(), before[name].cpu())}
     assert all(torch.isfinite(made.weights[name]).all() for name in moved)
