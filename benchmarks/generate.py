@@ -4,7 +4,7 @@
     python benchmarks/generate.py --adaptive --points-per-side 32 --model sam-nano --data ../shared/data/*
 
 With `--adaptive`, the adaptive points beside the full grid, ours both, on the half of the image groups that
-its margin was not chosen on.
+its settings were not chosen on.
 
 Same weights, same thresholds, same images, one process. The two take turns on each group of images,
 so that other load on the machine falls on both; ratios are medians over groups. Peak memory is of a

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from engine.generate.generator import generate_masks
-from engine.generate.views import View, coarse_points, plan_views, promising_points
+from engine.generate.surrogate import STEPS, Surrogate
 from engine.masks.rle import mask_iou
 from engine.models.loading import load_segmenter
 from engine.models.segmenter import Segmenter
@@ -19,8 +19,11 @@ from schemas.records import Decoded, Embedding, Prompts
 from schemas.settings import GenerateSettings
 
 
-def whole_view(side: int) -> View:
-    return plan_views(0, (64, 64), GenerateSettings(points_per_side=side))[0]
+def bumps(side: int, *centres: tuple[float, float]) -> torch.Tensor:
+    """Features that differ where things are: one channel a thing, one for the rest; features_Cee."""
+    at = torch.arange(side) + 0.5
+    things = [torch.exp(-((at[:, None] - y) ** 2 + (at[None] - x) ** 2) / 4) for y, x in centres]
+    return torch.stack([*things, torch.ones(side, side) - sum(things)])
 
 
 @pytest.fixture(scope="module")
@@ -28,23 +31,54 @@ def nano() -> Segmenter:
     return load_segmenter("sam-nano", device="cpu", precision="fp32")
 
 
-@pytest.mark.parametrize("side", [1, 2, 7, 32])
-def test_a_quarter_of_the_grid_comes_first_and_reaches_every_other_point(side: int) -> None:
-    view = whole_view(side)
-    coarse_P = coarse_points(view)
-    assert coarse_P.sum() == ((side + 1) // 2) ** 2
-    every = promising_points(view, np.ones(side**2), 0.5)
-    assert np.array_equal(every, ~coarse_P)
-    assert not promising_points(view, np.zeros(side**2), 0.5).any()
+@pytest.mark.parametrize("side", [1, 2, 7, 32, 70])
+def test_every_point_is_asked_where_each_is_promising(side: int) -> None:
+    surrogate = Surrogate(torch.rand(4, 9, 9, generator=torch.Generator().manual_seed(0)), (1.0, 0.7), side)
+    asked_P = surrogate.first_points()
+    assert asked_P.sum() == max(1, (side + 1) // 3) ** 2
+    good_P = np.full(side**2, 0.9)
+    for _ in range(STEPS):
+        next_P = surrogate.next_points(asked_P, good_P, good_P > 0, 0.4, all_at_once=False)
+        assert not (next_P & asked_P).any(), "none twice"
+    assert np.array_equal(surrogate.next_points(asked_P, good_P, good_P > 0, 0.4, all_at_once=True), ~asked_P)
+    bad_P = np.full(side**2, 0.1)
+    assert not surrogate.next_points(asked_P, bad_P, bad_P > 1, 0.4, all_at_once=True).any()
 
 
 def test_only_points_near_a_promising_one_are_asked() -> None:
-    view = whole_view(9)
-    promise_RC = np.zeros((9, 9))
-    promise_RC[4, 4] = 0.9
-    asked_RC = promising_points(view, promise_RC.ravel(), 0.5).reshape(9, 9)
-    around = [(int(y), int(x)) for y, x in zip(*asked_RC.nonzero(), strict=True)]
-    assert around == [(3, 4), (4, 3), (4, 5), (5, 4)], "between two, of which one promises 0.9, lies 0.45"
+    surrogate = Surrogate(torch.ones(1, 8, 8), (1.0, 1.0), 16)
+    asked_P = surrogate.first_points()
+    promise_RC = np.full((16, 16), 0.1)
+    promise_RC[7, 7] = 0.9
+    next_P = surrogate.next_points(asked_P, promise_RC.ravel(), asked_P, 0.5, all_at_once=True)
+    rows, columns = np.divmod(next_P.nonzero()[0], 16)
+    assert len(rows) > 3
+    assert np.hypot(rows - 7, columns - 7).max() <= 3
+
+
+def test_points_that_look_like_a_promising_one_are_asked_far_from_it() -> None:
+    rows, columns = np.indices((24, 24))
+    here_P = (np.hypot(rows - 5, columns - 5) < 3).ravel()
+    there_P = (np.hypot(rows - 5, columns - 16) < 2).ravel()
+    promise_P = np.where(here_P, 0.9, 0.1)
+    one, other, rest = bumps(24, (5.5, 5.5), (5.5, 16.5))
+    asked = {}
+    for name, features in (("alike", [one + other, rest]), ("unlike", [one, other, rest])):
+        surrogate = Surrogate(torch.stack(features), (1.0, 1.0), 24)
+        asked_P = surrogate.first_points() & ~there_P  # what lies there is not known yet
+        next_P = surrogate.next_points(asked_P, promise_P, here_P, 0.5, all_at_once=True)
+        asked[name] = next_P[there_P].sum()
+    assert asked["alike"] >= 3
+    assert asked["unlike"] == 0
+
+
+def test_points_whose_masks_the_filters_drop_are_not_asked() -> None:
+    promise_P = np.full(24**2, 0.9)
+    half_P = np.arange(24**2) % 24 < 12
+    surrogate = Surrogate(torch.ones(1, 8, 8), (1.0, 1.0), 24)
+    next_P = surrogate.next_points(surrogate.first_points(), promise_P, half_P, 0.4, all_at_once=True)
+    assert next_P[half_P & ~surrogate.first_points()].all()
+    assert not next_P.reshape(24, 24)[4:20, 14:19].any(), "at the rim, where less is known, some are"
 
 
 def test_settings_that_name_the_grid_are_those_of_older_stores() -> None:
@@ -53,13 +87,22 @@ def test_settings_that_name_the_grid_are_those_of_older_stores() -> None:
     assert GenerateSettings(points="adaptive").canonical() != GenerateSettings().canonical()
 
 
-def test_without_a_threshold_the_adaptive_points_are_the_grid(nano: Segmenter) -> None:
+def test_where_everything_passes_the_adaptive_points_are_the_grid(nano: Segmenter) -> None:
     image = np.random.default_rng(0).integers(0, 255, (96, 96, 3), dtype=np.uint8)
-    settings = GenerateSettings(points_per_side=4, pred_iou_thresh=0.0, stability_score_thresh=0.5)
+    settings = GenerateSettings(points_per_side=4, pred_iou_thresh=0.0, stability_score_thresh=0.0)
     [grid] = generate_masks(nano, [image], settings)
     [adaptive] = generate_masks(nano, [image], settings.model_copy(update={"points": "adaptive"}))
     assert len(grid)
     assert sorted(grid.rles) == sorted(adaptive.rles)
+
+
+def test_crops_and_tiles_of_any_size_take_adaptive_points(nano: Segmenter) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (90, 200, 3), dtype=np.uint8)
+    settings = GenerateSettings(
+        points="adaptive", points_per_side=6, crop_n_layers=1, tile_size=120, pred_iou_thresh=0.1
+    )
+    [masks] = generate_masks(nano, [image], settings)
+    assert (masks.height, masks.width) == (90, 200)
 
 
 def test_fewer_points_find_nearly_all_masks(
@@ -73,18 +116,21 @@ def test_fewer_points_find_nearly_all_masks(
         return decode(embedding, prompts, **more)
 
     monkeypatch.setattr(nano, "decode", count)
-    path = sorted((shared_data / "nuclei/labelled/images").iterdir())[0]
-    pixels = np.array(Image.open(path).convert("RGB"))
+    folders = (shared_data / "nuclei/labelled/images", shared_data / "everyday/images")
+    images = [np.array(Image.open(sorted(of.iterdir())[1]).convert("RGB")) for of in folders]
     found = {}
     for points in ("grid", "adaptive"):
         asked.clear()
-        [masks] = generate_masks(nano, [pixels], GenerateSettings(points_per_side=24, points=points))
+        masks = generate_masks(nano, images, GenerateSettings(points_per_side=24, points=points))
         found[points] = masks, sum(asked)
     (grid, all_points), (adaptive, some_points) = found.values()
-    assert some_points < 0.75 * all_points
-    again = mask_iou(grid.rles, adaptive.rles, grid.height, grid.width).max(1) >= 0.9
-    assert len(grid) > 10
-    assert again.mean() >= 0.9
+    assert some_points < 0.6 * all_points
+    again = [
+        mask_iou(full.rles, some.rles, full.height, full.width).max(1) >= 0.9
+        for full, some in zip(grid, adaptive, strict=True)
+    ]
+    assert sum(map(len, again)) > 100
+    assert np.concatenate(again).mean() >= 0.95
 
 
 @pytest.mark.parametrize("name", ["sam-nano", "sam2-mini"])

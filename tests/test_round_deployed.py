@@ -85,7 +85,7 @@ def test_a_deployed_round_with_people_at_label_studio(
         "project": project,
         "media": str(label_studio.media),
         "larger": "none",
-        "budget": 42,
+        "budget": 36,
         "least_new": 30,
         "report": str(tmp_path / "round.html"),
         "settings": SMALL,
@@ -121,9 +121,9 @@ def test_a_deployed_round_with_people_at_label_studio(
     assert [step for step, _ in rows] == STEPS
     assert {outcome for step, outcome in rows if step != "rescore"} == {"done"}
     asked = fetch(store, "SELECT count(*), sum(len(mask_ids)) FROM reviews WHERE state = 'sent'")
-    assert asked == [(len(tasks), 42)]
+    assert asked == [(len(tasks), 36)]
     verdicts = dict(fetch(store, "SELECT verdict, count(*) FROM labels GROUP BY verdict"))
-    assert sum(verdicts.values()) == 42
+    assert sum(verdicts.values()) == 36
     assert set(verdicts) <= {"correct", "fixed", "no object"}
     assert verdicts["fixed"] > 0
     [(model, parent, data)] = fetch(store, "SELECT model, parent, data FROM models WHERE parent IS NOT NULL")

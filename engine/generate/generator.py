@@ -8,6 +8,7 @@ enlarged that a filter drops, nor where enlarging cannot change anything.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,10 +20,11 @@ import torch
 from engine.generate.defaults import complete_settings
 from engine.generate.drawing import Drawn, draw_view
 from engine.generate.enlarge import Enlargement
-from engine.generate.filters import Outputs, filter_outputs, suppress
+from engine.generate.filters import Candidates, Outputs, filter_outputs, suppress
 from engine.generate.records import ImageMasks, Mapper, Scorer
 from engine.generate.seams import merge_tiles
-from engine.generate.views import Box, View, coarse_points, plan_views, promising_points
+from engine.generate.surrogate import STEPS, Surrogate
+from engine.generate.views import Box, View, plan_views
 from engine.masks.geometry import mask_boxes, paste_crop, remove_small_regions
 from engine.masks.rle import encode_crops
 from engine.models.segmenter import Segmenter
@@ -110,14 +112,22 @@ def _draw_views(
             images[view.image][view.crop[1] : view.crop[3], view.crop[0] : view.crop[2]] for view in batch
         ]
         embedding = segmenter.embed(crops)
-        decoded = _decode_views(segmenter, embedding, batch, settings, points_per_batch)
-        for index, outputs in groupby(decoded, key=lambda pair: pair[0]):
+        filters = [
+            partial(
+                filter_outputs,
+                segmenter,
+                enlargements[view.size],
+                view,
+                settings=settings,
+                for_scorer=scorer is not None,
+            )
+            for view in batch
+        ]
+        decoded = _decode_views(segmenter, embedding, batch, filters, settings, points_per_batch)
+        for index, candidates in groupby(decoded, key=lambda pair: pair[0]):
             view = batch[index]
             enlargement = enlargements[view.size]
-            parts = [
-                filter_outputs(segmenter, enlargement, view, part, settings, for_scorer=scorer is not None)
-                for _, part in outputs
-            ]
+            parts = [part for _, part in candidates]
             map_view = partial(mapper.map_masks, embedding, index) if mapper else None
             features_Cee = embedding.features_BCHW[index]
             yield (
@@ -130,18 +140,19 @@ def _decode_views(
     segmenter: Segmenter,
     embedding: Embedding,
     views: Sequence[View],
+    filters: Sequence[Callable[[Outputs], Candidates]],
     settings: GenerateSettings,
     points_per_batch: int,
-) -> Iterator[tuple[int, Outputs]]:
-    """Outputs of every view's points, view after view; one decode may hold points of several views.
+) -> Iterator[tuple[int, Candidates]]:
+    """What the filters keep of every view's points, view after view; one decode may hold points of several views.
 
     Points without an output that the predicted-IoU filter would pass are not drawn.
     """
     points_P2 = np.concatenate([view.points_P2 for view in views])
     view_P = np.repeat(np.arange(len(views)), [len(view.points_P2) for view in views])
-    promise_P = np.zeros(len(view_P))
+    promise_P, passed_P = np.zeros(len(view_P)), np.zeros(len(view_P), bool)
 
-    def decode(asked_K: np.ndarray) -> Iterator[tuple[int, Outputs]]:
+    def decode(asked_K: np.ndarray) -> Iterator[tuple[int, Candidates]]:
         for start in range(0, len(asked_K), points_per_batch):
             asked = asked_K[start : start + points_per_batch]
             prompts = Prompts(
@@ -154,24 +165,38 @@ def _decode_views(
             drawn_K = asked[decoded.prompt_N.cpu().numpy()]
             for index in np.unique(view_P[asked]).tolist():
                 first, last = np.searchsorted(view_P[drawn_K], [index, index + 1]).tolist()
-                yield (
-                    index,
-                    Outputs(
-                        points_P2[drawn_K[first:last]],
-                        decoded.logits_NMhw[first:last],
-                        decoded.iou_NM[first:last],
-                        decoded.iou_token_NC[first:last],
-                        decoded.mask_tokens_N4C[first:last],
-                    ),
+                outputs = Outputs(
+                    points_P2[drawn_K[first:last]],
+                    decoded.logits_NMhw[first:last],
+                    decoded.iou_NM[first:last],
+                    decoded.iou_token_NC[first:last],
+                    decoded.mask_tokens_N4C[first:last],
                 )
+                candidates = filters[index](outputs)
+                passed_P[drawn_K[first:last][candidates.prompt_N]] = True
+                yield index, candidates
 
     if settings.points == "grid":
         yield from decode(np.arange(len(view_P)))
         return
     for index, view in enumerate(views):
         here_P = np.flatnonzero(view_P == index)
-        yield from decode(here_P[coarse_points(view)])
-        yield from decode(here_P[promising_points(view, promise_P[here_P], settings.pred_iou_thresh or 0.0)])
+        rows, columns = segmenter.mask_extent(view.size)
+        covered_2 = (columns / segmenter.grid_size, rows / segmenter.grid_size)
+        surrogate = Surrogate(embedding.features_BCHW[index], covered_2, math.isqrt(len(here_P)))
+        next_P = surrogate.first_points()
+        asked_P = next_P.copy()
+        for step in range(1, STEPS + 1):
+            yield from decode(here_P[next_P])
+            next_P = surrogate.next_points(
+                asked_P,
+                promise_P[here_P],
+                passed_P[here_P],
+                settings.pred_iou_thresh or 0.0,
+                all_at_once=step == STEPS,
+            )
+            asked_P |= next_P
+        yield from decode(here_P[next_P])
 
 
 def _finish_tile(tile: Box, views: Sequence[Drawn], settings: GenerateSettings) -> Drawn:

@@ -7,7 +7,6 @@ such crop with its points.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +17,6 @@ from schemas.errors import ConfigError
 from schemas.settings import GenerateSettings
 
 Box = tuple[int, int, int, int]
-# How far below the threshold the predicted IoU around a point may lie; chosen on sam-nano (docs/decoder.md).
-_MARGIN = 0.08
 
 
 @dataclass(frozen=True)
@@ -78,37 +75,3 @@ def plan_views(image: int, image_size: tuple[int, int], settings: GenerateSettin
                 crop = (left + x0, top + y0, left + x1, top + y1)
                 views.append(View(image, tile, crop, grids[layer] * (x1 - x0, y1 - y0)))
     return views
-
-
-def coarse_points(view: View) -> np.ndarray:
-    """Which points of the view's grid are asked first: every second one of every second row; bool_P."""
-    side = math.isqrt(len(view.points_P2))
-    coarse_RC = np.zeros((side, side), bool)
-    coarse_RC[::2, ::2] = True
-    return coarse_RC.ravel()
-
-
-def promising_points(view: View, promise_P: np.ndarray, pred_iou_thresh: float) -> np.ndarray:
-    """Which of the other points may have a mask that passes; bool_P.
-
-    Predicted IoU changes little from a point to the next. So where the mean of the coarse points
-    around one is far below the threshold, it has nothing to add.
-
-    Args:
-        view: whose points they are.
-        promise_P: best predicted IoU of the coarse points; what the others hold is not looked at.
-        pred_iou_thresh: the filter's threshold.
-    """
-    coarse_P = coarse_points(view)
-    side = math.isqrt(len(coarse_P))
-    promise_RC = np.where(coarse_P, promise_P, 0).reshape(side, side)
-    around = [_sum_around(x_RC).ravel() for x_RC in (promise_RC, coarse_P.reshape(side, side).astype(float))]
-    return ~coarse_P & (around[0] / around[1] >= pred_iou_thresh - _MARGIN)
-
-
-def _sum_around(x_RC: np.ndarray) -> np.ndarray:
-    """Sum of the 3 x 3 points around each."""
-    rows, columns = x_RC.shape
-    padded = np.pad(x_RC, 1)
-    shifts = [(y, x) for y in range(3) for x in range(3)]
-    return np.sum([padded[y : y + rows, x : x + columns] for y, x in shifts], axis=0)
