@@ -22,7 +22,7 @@ class GenerateSettings(_Settings):
     points_per_side: int = Field(32, ge=1, le=256, description="grid of point prompts, per side")
     points: Literal["grid", "adaptive"] = Field(
         "grid",
-        description="prompt the whole grid, or its finer points only where the coarse ones promise more masks",
+        description="prompt the whole grid, or only points of it that may have a mask, going by the answers so far",
     )
     pred_iou_thresh: float | None = Field(
         None, ge=0, le=1, description="drop masks the model itself scores lower; null = what suits the model"
