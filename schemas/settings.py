@@ -175,5 +175,7 @@ class FinetuneSettings(_Settings):
         "first", description="in which rounds the task of a human mask is told"
     )
     check_every: int = Field(50, ge=1, description="updates between looks at the held-out groups")
-    patience: int = Field(4, ge=1, description="looks without gain after which it ends early")
+    patience: int = Field(
+        4, ge=1, description="looks without gain, from half of the updates on, after which it ends early"
+    )
     seed: int = Field(0, description="of all draws")

@@ -269,6 +269,26 @@ def test_a_run_that_was_killed_ends_as_an_undisturbed_one(
         finetune(segmenter, human[:2], pseudo, TINY, checkpoint=checkpoint)
 
 
+def test_a_run_that_gains_nothing_ends_early_with_the_model_as_it_was(
+    segmenter: Segmenter, human: list[TrainingImage], pseudo: list[TrainingImage]
+) -> None:
+    settings = TINY.model_copy(update={"steps": 12, "patience": 2, "rate": 1e-12})
+    result = finetune(segmenter, human, pseudo, settings)
+    assert [look["step"] for look in result.history] == [0, 2, 4, 6, 8], (
+        "patience counts from half of the updates on"
+    )
+    assert result.step == 0
+
+
+def test_the_best_look_counts_of_those_at_a_lowered_rate(
+    segmenter: Segmenter, human: list[TrainingImage], pseudo: list[TrainingImage]
+) -> None:
+    settings = TINY.model_copy(update={"steps": 6, "check_every": 1, "rate": 3e-4})
+    result = finetune(segmenter, human, pseudo, settings)
+    may_win = {look["step"]: look["iou"] for look in result.history if look["step"] in (0, 3, 4, 5, 6)}
+    assert may_win[result.step] == max(may_win.values())
+
+
 def test_nothing_to_learn_from_is_told(segmenter: Segmenter) -> None:
     with pytest.raises(ConfigError, match="nothing to learn from"):
         finetune(segmenter, [], [], TINY)

@@ -19,6 +19,7 @@ import torch
 from torch import distributed
 
 from engine.learn.checkpoints import load_checkpoint, save_checkpoint
+from engine.learn.data import spread_evenly
 from engine.learn.learnable import learnt_state, make_learner, parameter_groups, whole_weights
 from engine.learn.lessons import Lessons
 from engine.learn.training_images import TrainingImage
@@ -27,7 +28,7 @@ from schemas.errors import ConfigError
 from schemas.settings import FinetuneSettings
 
 _WARM_UP = 20
-_JUDGED_IMAGES = 24
+_JUDGED_IMAGES = 40
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def finetune(
         first, history, best = saved["step"], saved["history"], saved["best"]
     total = torch.zeros((), device=segmenter.device)
     for step in range(first, settings.steps):
-        if _gave_up(history, settings.patience):
+        if _gave_up(history, settings):
             break
         for group in optimizer.param_groups:
             group["lr"] = settings.rate * group["share"] * _schedule(step, settings.steps)
@@ -131,7 +132,7 @@ def finetune(
             }
             total.zero_()
             history.append(looked)
-            if not held or looked["iou"] > best["iou"]:
+            if not held or (_is_settled(done, settings) and looked["iou"] > best["iou"]):
                 best = {"iou": looked["iou"], "step": done, "state": learnt_state(model)}
             if checkpoint and rank == 0:
                 state = {"step": done, "history": history, "best": best, "state": learnt_state(model)}
@@ -151,7 +152,7 @@ def _hold_out(human: Sequence[TrainingImage], seed: int) -> tuple[list[TrainingI
     count = max(1, round(len(groups) / 7)) if len(groups) >= 4 else 0
     held = set(np.random.default_rng([seed, 20]).permutation(groups)[:count].tolist())
     judged = [image for image in human if image.group in held]
-    return [image for image in human if image.group not in held], judged[:_JUDGED_IMAGES]
+    return [image for image in human if image.group not in held], spread_evenly(judged, _JUDGED_IMAGES)
 
 
 def _draw_images(
@@ -187,9 +188,18 @@ def _is_distributed() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 
 
-def _gave_up(history: list[dict[str, float]], patience: int) -> bool:
+def _is_settled(step: float, settings: FinetuneSettings) -> bool:
+    """Whether the rate has fallen by half. Before that the held-out groups, which are of what is learnt, may do well while
+    more of the rest is forgotten than in the end."""
+    return 2 * step >= settings.steps
+
+
+def _gave_up(history: list[dict[str, float]], settings: FinetuneSettings) -> bool:
     """Whether the last looks brought nothing; without held-out groups, never."""
-    ious = [looked["iou"] for looked in history]
+    ious = [
+        looked["iou"] for looked in history if not looked["step"] or _is_settled(looked["step"], settings)
+    ]
+    patience = settings.patience
     return ious[0] > 0 and len(ious) > patience and max(ious[-patience:]) <= max(ious[:-patience])
 
 
