@@ -13,6 +13,7 @@ import torch
 from torchvision.transforms.functional import resize
 
 from engine.learn.crops import draw_crop
+from engine.learn.cut_graph import cut_off, give_back
 from engine.learn.distillation import EncodedImage, distil
 from engine.learn.embedded import RecentlyUsed, count_bytes, halve, input_scale, to_model
 from engine.learn.learnable import learns_encoder
@@ -63,7 +64,7 @@ class Lessons:
             return 0.0
         taught = self._pick(of, image, rng.permutation(count)[: self._settings.masks])
         features = self._encode(self._model, of, image)
-        leaves = _cut_off(features)
+        leaves = cut_off(features)
         drawer = PromptDrawer(taught, self._cell, self._settings, rng)
         rounds, total = self._settings.rounds, 0.0
         logits: torch.Tensor | None = None
@@ -79,7 +80,7 @@ class Lessons:
             loss, logits, _ = teach(logits_MOhw.float(), iou_MO.float(), taught, self._settings)
             (loss * (weight / rounds)).backward()
             total += float(loss.detach()) * weight / rounds
-        _give_back(features, leaves)
+        give_back(features, leaves)
         return total
 
     def hold(self, image: TrainingImage, rng: np.random.Generator, weight: float) -> float:
@@ -87,7 +88,7 @@ class Lessons:
         `weight`."""
         image, of = self._show(image, rng)
         features = self._encode(self._model, of, image)
-        leaves = _cut_off(features)
+        leaves = cut_off(features)
         with torch.no_grad():
             before = self._encode(self._before, of, image)
         size = of.embedding.image_sizes[0] if of.embedding else image.load().shape[:2]
@@ -96,7 +97,7 @@ class Lessons:
         teacher = EncodedImage(self._before, before[0], before[1:])
         loss = distil(learner, teacher, extent, self._cell, rng, self._arithmetic()) * weight
         loss.backward()
-        _give_back(features, leaves)
+        give_back(features, leaves)
         return float(loss.detach())
 
     @torch.no_grad()
@@ -167,17 +168,6 @@ class Lessons:
         device = self._segmenter.device
         fast = bf16_is_fast(device) if device.type == "cpu" else self._segmenter.precision == "bf16"
         return torch.autocast(device.type, torch.bfloat16, enabled=fast)
-
-
-def _cut_off(features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Where the encoder learns: the graph of each round is let go at once, what reaches the encoder is gathered here."""
-    return [level.detach().requires_grad_(level.requires_grad) for level in features]
-
-
-def _give_back(features: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor]) -> None:
-    """What was gathered goes through the encoder."""
-    if features[0].requires_grad:
-        torch.autograd.backward(list(features), [leaf.grad for leaf in leaves])
 
 
 def _as_input(segmenter: Segmenter, pixels_HW3: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from engine.learn.cut_graph import cut_off, give_back
 from engine.learn.examples import CELL, POINTS, Examples
 from engine.learn.losses import dice_loss, focal_loss, mask_iou
 from engine.learn.trainee import PromptedModel, bf16_is_fast
@@ -35,9 +36,8 @@ def train_step(
     pixels = examples.pixels_BSS3.permute(0, 3, 1, 2).float()
     with arithmetic:
         embedding, fine = model.encode(pixels, examples.valid_B1SS.float())
-    # Each round's graph is let go at once; what reaches the encoder is gathered and goes through it in the end.
     features = [level.float() for level in (embedding, *fine)]
-    leaves = [x.detach().requires_grad_() for x in features]
+    leaves = cut_off(features)
     optimizer.zero_grad(set_to_none=True)
     cells_B1hw = examples.valid_B1SS[:, :, ::CELL, ::CELL].float()
     drawn = torch.Generator(device).manual_seed(int(rng.integers(2**31)))
@@ -58,7 +58,7 @@ def train_step(
             report += torch.cat([loss.detach()[None], figures]) / rounds
             if turn + 1 < rounds:
                 prompt = _next_prompt(drawn, prompt, best.detach(), target, cells_B1hw[prompt["images"]])
-    torch.autograd.backward(features, [leaf.grad for leaf in leaves])
+    give_back(features, leaves)
     nn.utils.clip_grad_norm_(model.net.parameters(), 1.0)
     optimizer.step()
     return report
