@@ -67,7 +67,10 @@ def finetune_model(
     human = human_images([image for images in learnt.values() for image in images])
     pseudo = []
     if store is not None:
-        pseudo = pseudo_labelled_images(store, segmenter.model_id, most_uncertain=most_uncertain)
+        labelled = [image for images in sets.values() for image in images]
+        pseudo = pseudo_labelled_images(
+            store, segmenter.model_id, labelled=labelled, most_uncertain=most_uncertain
+        )
     checkpoint = out / CHECKPOINT
     made = finetune(segmenter, human, pseudo, settings, checkpoint=checkpoint, progress=progress)
     about = {

@@ -63,7 +63,7 @@ def ablation(
     People's masks alone; both kinds alike; the refiner's masks as labels; SUM without the answers of before, without
     task prompt, without uncertainty in the losses, in the points; with the task told in every round; with SAM's
     confidence as the map; SUM. All are judged on groups that none of them learnt from, with one, three and five
-    clicks. Leave those out of the pool, too.
+    clicks; of the pool, too, none of those and no labelled image takes part.
 
     Example: gapmap evaluate ablation --data parts/ --also others/ --store masks/
     """
@@ -101,7 +101,10 @@ def ablation(
     pseudo: dict[str, list[TrainingImage]] = {}
     kinds = {VARIANTS[name].pseudo for name in chosen if name != BASE}
     if kinds - {"none"}:
-        pseudo["maps"] = pseudo_labelled_images(target, segmenter.model_id, most_uncertain=most_uncertain)
+        labelled = [image for of in (*learnt.values(), *sets.values()) for image in of]
+        pseudo["maps"] = pseudo_labelled_images(
+            target, segmenter.model_id, labelled=labelled, most_uncertain=most_uncertain
+        )
     if kinds & {"confidence", "redrawn"}:
         from engine.learn.other_teachers import teach_otherwise
 

@@ -20,6 +20,8 @@ from store_rows import image_row, tables_of
 from triage_rows import decisions_of, label_row
 
 from engine.generate.records import MASK_ROW, ImageMasks
+from engine.learn.data import LabelledImage
+from engine.learn.image_loaders import FileLoader, PoolLoader
 from engine.learn.training_images import pseudo_labelled_images
 from engine.mask_maker import MaskMaker
 from engine.masks.geometry import mask_boxes
@@ -319,6 +321,13 @@ def test_what_triage_accepts_teaches_until_people_have_answered_for_it(
     learnt = pseudo_labelled_images(store, nano.model_id, masks=1000)
     assert sum(len(image.masks) for image in learnt) == len(accepted)
     assert not any(image.answered for image in learnt)
+    assert isinstance(learnt[0].load, PoolLoader)
+    copy = shutil.copy(learnt[0].load.uri.removeprefix("file://"), tmp_path / "labelled.png")
+    labelled = [LabelledImage("labelled.png", "labelled", "", (), FileLoader(Path(copy)))]
+    rest = pseudo_labelled_images(store, nano.model_id, labelled=labelled, masks=1000)
+    assert [image.key for image in rest] == [image.key for image in learnt[1:]], (
+        "people's word counts in a copy, too"
+    )
     rows = masks_of(store)
     image_of = {name: rows[name]["image_id"] for name in sorted(accepted)}
     crowded = max(image_of.values(), key=lambda image: list(image_of.values()).count(image))

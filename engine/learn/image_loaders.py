@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.pool import reread_image
+from engine.pool import hash_image, reread_image
 from schemas.errors import ConfigError, ImageError
 
 
@@ -27,6 +27,11 @@ class FileLoader:
             raise ConfigError(
                 f"{self.path} cannot be read ({type(error).__name__}). Restore it, or take it out of its COCO file."
             ) from None
+
+    @property
+    def image_id(self) -> str:
+        """What it is called in a pool that it is part of; empty where there is no such file."""
+        return hash_image(self.path.read_bytes()) if self.path.is_file() else ""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 
 from engine.learn.data import LabelledImage
 from engine.learn.embedded import shrink_masks
-from engine.learn.image_loaders import PoolLoader
+from engine.learn.image_loaders import FileLoader, PoolLoader
 from engine.masks.map_crop import MapCrop
 from engine.masks.rle import decode_rle
 from engine.models.segmenter import Segmenter
@@ -112,7 +112,12 @@ def human_images(images: Iterable[LabelledImage]) -> list[TrainingImage]:
 
 
 def pseudo_labelled_images(
-    store: Store, model: str, *, most_uncertain: float = 1.0, masks: int = 30
+    store: Store,
+    model: str,
+    *,
+    labelled: Iterable[LabelledImage] = (),
+    most_uncertain: float = 1.0,
+    masks: int = 30,
 ) -> list[TrainingImage]:
     """A store's images with a model's own masks and their maps.
 
@@ -121,6 +126,8 @@ def pseudo_labelled_images(
 
     Args:
         model: `name@version` that made the masks.
+        labelled: images whose files are left out wherever they lie in the pool: what people labelled is not to be answered
+            as before.
         most_uncertain: masks of a higher `uncertainty` are left out.
         masks: of an image, at most; the least uncertain ones.
 
@@ -139,9 +146,11 @@ def pseudo_labelled_images(
         raise ConfigError(
             f"The store {store.files.label} holds no masks of {model} to learn from. Label a pool with it: gapmap label"
         )
+    known_files = {image.load.image_id for image in labelled if isinstance(image.load, FileLoader)}
     by_image: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        by_image.setdefault(row["image_id"], []).append(row)
+        if row["image_id"] not in known_files:
+            by_image.setdefault(row["image_id"], []).append(row)
     made = []
     for image_id, of in by_image.items():
         found = [

@@ -27,7 +27,7 @@ def read_image(
 ) -> PoolImage:
     """Open, hash and decode one image.
 
-    The image id is the first 32 hex digits of the SHA-256 of the file's bytes.
+    Its id is that of the file's bytes, see `hash_image`.
 
     Args:
         storage_options: as for `list_pool`.
@@ -41,7 +41,7 @@ def read_image(
     """
     data = _fetch(item, settings, storage_options)
     mode, pixels_HW3 = decode_image(data, settings.max_pixels, on_size=on_size)
-    return PoolImage(item, _hash_bytes(data), pixels_HW3, mode, len(data))
+    return PoolImage(item, hash_image(data), pixels_HW3, mode, len(data))
 
 
 def reread_image(uri: str, fingerprint: str, image_id: str) -> PoolImage:
@@ -62,12 +62,13 @@ def reread_bytes(uri: str, fingerprint: str, image_id: str) -> bytes:
         ImageError: it cannot be opened any more, or another file took its place.
     """
     data = _fetch(PoolItem(uri, fingerprint), PoolSettings(), None)
-    if _hash_bytes(data) != image_id:
+    if hash_image(data) != image_id:
         raise ImageError("missing", "the file was replaced since it was labelled. Label the pool again.")
     return data
 
 
-def _hash_bytes(data: bytes) -> str:
+def hash_image(data: bytes) -> str:
+    """The image id of a file: the first 32 hex digits of the SHA-256 of its bytes."""
     return hashlib.sha256(data).hexdigest()[:32]
 
 
