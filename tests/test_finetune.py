@@ -120,6 +120,29 @@ def test_a_first_click_lies_near_the_middle_more_often_than_not() -> None:
     assert min(depths) < 3, "near the edge, too"
 
 
+def test_a_correction_lies_in_the_middle_of_the_largest_error_more_often_than_not() -> None:
+    share = torch.zeros(1, 1, 40, 40)
+    share[..., 4:36, 4:36] = 1
+    taught = Taught(share, None, torch.zeros(1, dtype=torch.int64))
+    logits = torch.where(share > 0, 5.0, -5.0)
+    logits[..., 10:20, 10:20] = -5  # a hole
+    logits[..., 4:36, 36:38] = 5  # and a seam as large that is drawn too far
+    holes, deep = [], []
+    for seed in range(200):
+        drawer = PromptDrawer(taught, 1, TINY, np.random.default_rng(seed))
+        drawer.first(point=True)
+        corrected = drawer.correct(logits)
+        assert corrected["points"] is not None
+        assert corrected["labels"] is not None
+        x, y = (corrected["points"][0, 1] + 0.5).tolist()
+        holes.append(int(corrected["labels"][0, 1]))
+        assert holes[-1] == (10 <= x <= 20 and 10 <= y <= 20)
+        deep.append(holes[-1] and min(x - 10, 20 - x, y - 10, 20 - y) > 2.5)
+    # Anywhere alike, six of ten points would be in the hole, and a quarter of those deep in it.
+    assert 0.75 < np.mean(holes) < 0.95
+    assert np.mean(deep) > 0.3
+
+
 def test_the_task_is_told_in_the_first_round_of_peoples_masks_alone() -> None:
     share = torch.ones(1, 1, 8, 8)
     entity = torch.tensor([2])

@@ -21,7 +21,7 @@ from schemas.settings import FinetuneSettings
 
 BOX_CHANCE = 0.2  # people click more often than they draw boxes; pretraining's share is much the same
 _JITTER = 0.1  # of the box's sides, either way
-# How often a first point lies near the middle of its mask, as people's clicks and those of the evaluation do.
+# How often a point lies near the middle of its mask or of what is wrong, as people's clicks and those of the evaluation do.
 _MIDDLE = 0.6
 _SINGLE = 0.6  # weight of the single mask beside the best of the three
 _OTHERS = 0.05  # and of all three: an output that never wins is not left to drift
@@ -89,7 +89,8 @@ class PromptDrawer:
 
     def correct(self, logits_M1hw: torch.Tensor) -> dict[str, torch.Tensor | None]:
         """One more point for each mask where it is wrong, and its logits."""
-        self._add_points((logits_M1hw[:, 0] > 0).cpu().numpy() != (self._share_Mhw > 0.5))
+        wrong_Mhw = (logits_M1hw[:, 0] > 0).cpu().numpy() != (self._share_Mhw > 0.5)
+        self._add_points(np.stack([self._tend_to_middle(m, of) for m, of in enumerate(wrong_Mhw)]))
         return self.repeat(logits_M1hw)
 
     def repeat(self, logits_M1hw: torch.Tensor) -> dict[str, torch.Tensor | None]:
@@ -119,7 +120,7 @@ class PromptDrawer:
         self._points_MP2, self._labels_MP = points, labels
 
     def _tend_to_middle(self, m: int, inside_hw: np.ndarray) -> np.ndarray:
-        """Most often, the part of a mask from a random share of its greatest depth on; all of it where that is uncertain."""
+        """Most often, the part of a region from a random share of its greatest depth on; all of it where that is uncertain."""
         if self._rng.random() >= _MIDDLE:
             return inside_hw
         depth_hw = cv2.distanceTransform(np.pad(inside_hw.astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
