@@ -167,7 +167,7 @@ class FinetuneSettings(_Settings):
     uncertainty_loss: bool = Field(True, description="weigh the losses of pseudo-labels by certainty")
     uncertainty_sampling: bool = Field(True, description="draw the points of pseudo-labels by certainty")
     distillation: float = Field(
-        2.0,
+        4.0,
         ge=0,
         description="weight of answering clicks anywhere as before, on images that people did not label; 0: free to forget",
     )
