@@ -46,6 +46,8 @@ class Surrogate:
             covered_2: shares (across, down) of the square of features that the view covers, from its corner.
             side: of the grid; its P = side² points lie row after row, each in the middle of its cell.
         """
+        if features_Cee.device.type != "cuda":
+            features_Cee = features_Cee.cpu()  # mps lacks some of what follows
         places = (torch.arange(side, device=features_Cee.device) + 0.5) / side * 2
         x_P, y_P = places.repeat(side), places.repeat_interleave(side)
         at_P2 = torch.stack([x_P * covered_2[0], y_P * covered_2[1]], 1) - 1
