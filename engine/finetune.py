@@ -47,8 +47,10 @@ def finetune_model(
 
     Args:
         segmenter: the model to begin with.
-        sets: labelled images by name of their set; what is kept out of each (the last fifth of its groups) is not touched.
-        store: holds the model's own masks with maps; None to learn from people alone.
+        sets: labelled images by name of their set; what is kept out of each (the last fifth of its groups) is not
+            learnt from.
+        store: holds the model's own masks with maps; None to learn from people alone. Files of the sets that lie in its pool
+            take no part.
         settings: how.
         out: folder of the model's versions.
         most_uncertain: masks of the store with a higher `uncertainty` are left out.
@@ -80,13 +82,15 @@ def finetune_model(
             "pseudo": {
                 "images": sum(bool(image.masks) for image in pseudo),
                 "masks": sum(len(image.masks) for image in pseudo),
+                "held": sum(not image.answered for image in pseudo),
             },
         },
         "settings": settings.model_dump(),
         "metrics": {"step": made.step, "history": made.history},
     }
     path = write_model(made.weights, made.task_prompt_4C, out, segmenter.name, segmenter.image_size, about)
-    draw_learning(made.history, path.with_name("learning.png"), title=f"{segmenter.model_id}, fine-tuned")
+    title = f"{segmenter.model_id}, fine-tuned"
+    draw_learning(made.history, made.step, path.with_name("learning.png"), title=title)
     checkpoint.unlink(missing_ok=True)
     new = load_segmenter(path, device=segmenter.device)
     texts = {key: json.dumps(about[key], sort_keys=True) for key in ("data", "settings", "metrics")}

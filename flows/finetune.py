@@ -120,6 +120,11 @@ def finetune(
         made = learn_model(segmenter, sets, target, how, Path(out), most_uncertain, anew)
         summary = summarise_version(made.record)
         log.info("%s from %s: %s", summary.model, summary.parent, summary.weights)
+        if target and how.distillation and not json.loads(made.record["data"])["pseudo"]["held"]:
+            log.warning(
+                "Nothing kept the model from forgetting: the store has no image of it that people have not labelled. "
+                "Label a pool of other images too."
+            )
         if refit:
             refit_version(made.path, paths, store, refiner_steps, refit_scenes, larger, device)
     return summary
@@ -128,13 +133,13 @@ def finetune(
 def summarise_version(record: Mapping[str, Any]) -> FinetuneSummary:
     """What came of a fine-tuning, from its row of the table `models`."""
     metrics = json.loads(record["metrics"])
-    looks = [looked["iou"] for looked in metrics["history"]]
+    looks = {looked["step"]: looked["iou"] for looked in metrics["history"]}
     return FinetuneSummary(
         model=record["model"],
         parent=record["parent"],
         weights=record["source"],
         step=metrics["step"],
-        held_out_iou=(looks[0], max(looks)),
+        held_out_iou=(looks[0], looks[metrics["step"]]),
     )
 
 

@@ -42,7 +42,7 @@ def finetune(
     distillation: Annotated[
         float | None,
         typer.Option(
-            help="Weight of answering as before where people did not label; 0: free to forget. Default: 2."
+            help="Weight of answering as before where people did not label; 0: free to forget. Default: 4."
         ),
     ] = None,
     most_uncertain: Annotated[

@@ -58,8 +58,10 @@ def test_the_table_says_what_was_gained_and_what_was_forgotten() -> None:
 
 def test_pictures_of_learning_are_written_whole(tmp_path: Path) -> None:
     history = [{"step": 50.0 * n, "loss": 3.0 / (n + 1), "iou": 0.5 + 0.02 * n} for n in range(5)]
-    draw_learning(history, tmp_path / "learning.png", title="sam-nano@1, fine-tuned")
-    draw_learning([{"step": 0.0, "loss": 0.0, "iou": 0.0}], tmp_path / "none.png", title="nothing held out")
+    draw_learning(history, 150, tmp_path / "learning.png", title="sam-nano@1, fine-tuned")
+    draw_learning(
+        [{"step": 0.0, "loss": 0.0, "iou": 0.0}], 0, tmp_path / "none.png", title="nothing held out"
+    )
     base = rows_of({"parts": 0.0})
     variants = tabulate({"base": base, **{name: rows_of({"parts": 0.1}) for name in VARIANTS}})
     draw_ablation({"model": "sam-nano@1", "masks": 5, "variants": variants}, tmp_path / "ablation.png")

@@ -144,7 +144,7 @@ def _decode_views(
     settings: GenerateSettings,
     points_per_batch: int,
 ) -> Iterator[tuple[int, Candidates]]:
-    """What the filters keep of every view's points, view after view; one decode may hold points of several views.
+    """What the filters keep of every view's points, view after view; of a grid, one decode may hold points of several views.
 
     Points without an output that the predicted-IoU filter would pass are not drawn.
     """
@@ -180,23 +180,23 @@ def _decode_views(
         yield from decode(np.arange(len(view_P)))
         return
     for index, view in enumerate(views):
-        here_P = np.flatnonzero(view_P == index)
+        first, last = np.searchsorted(view_P, [index, index + 1]).tolist()
         rows, columns = segmenter.mask_extent(view.size)
         covered_2 = (columns / segmenter.grid_size, rows / segmenter.grid_size)
-        surrogate = Surrogate(embedding.features_BCHW[index], covered_2, math.isqrt(len(here_P)))
+        surrogate = Surrogate(embedding.features_BCHW[index], covered_2, math.isqrt(last - first))
         next_P = surrogate.first_points()
         asked_P = next_P.copy()
         for step in range(1, STEPS + 1):
-            yield from decode(here_P[next_P])
+            yield from decode(first + np.flatnonzero(next_P))
             next_P = surrogate.next_points(
                 asked_P,
-                promise_P[here_P],
-                passed_P[here_P],
-                settings.pred_iou_thresh or 0.0,
+                promise_P[first:last],
+                passed_P[first:last],
+                settings.pred_iou_thresh or -math.inf,
                 all_at_once=step == STEPS,
             )
             asked_P |= next_P
-        yield from decode(here_P[next_P])
+        yield from decode(first + np.flatnonzero(next_P))
 
 
 def _finish_tile(tile: Box, views: Sequence[Drawn], settings: GenerateSettings) -> Drawn:

@@ -26,12 +26,14 @@ STEPS = 3
 _APART = 3  # the first points, on the grid
 _NEAR = 2.0  # length scale of place alone, in steps of the grid
 _FAR = 8.0  # of place where features are alike
+_ALIKE = 1.0  # length scale of features, in their root mean square distance from their mean
 _OF_FEATURES = 0.6  # share of the variance that features explain
 _NOISE = 0.05
 _SIGMAS = 2.0
 _PASS_SIGMAS, _PASS = 1.0, 0.3
+_SPREAD = 0.02  # predicted IoU differs by this at least, whatever was seen,
+_PRIOR_SPREAD = 0.2  # and by this where only few points were asked
 _FEW = 9  # of fewer, and of failures alone, nothing is concluded
-_SPREAD = 0.02  # predicted IoU differs by this at least, whatever was seen
 _BLOCK = 32  # points of a side that are regressed together: time grows with the cube of their number
 
 
@@ -42,7 +44,7 @@ class Surrogate:
         """Take the features at the points.
 
         Args:
-            features_Cee: the image encoder's.
+            features_Cee: the image encoder's, any precision.
             covered_2: shares (across, down) of the square of features that the view covers, from its corner.
             side: of the grid; its P = side² points lie row after row, each in the middle of its cell.
         """
@@ -52,10 +54,14 @@ class Surrogate:
         x_P, y_P = places.repeat(side), places.repeat_interleave(side)
         at_P2 = torch.stack([x_P * covered_2[0], y_P * covered_2[1]], 1) - 1
         sampled = functional.grid_sample(
-            features_Cee.float()[None], at_P2[None, None], mode="bicubic", align_corners=False
+            features_Cee.float()[None],
+            at_P2[None, None],
+            mode="bicubic",
+            padding_mode="border",
+            align_corners=False,
         )
-        self._features_PC = sampled[0, :, 0].mT
         self._side = side
+        self._blocks = [(block, self._kernel(sampled[0, :, 0].mT, block)) for block in _cut_grid(side)]
 
     def first_points(self) -> np.ndarray:
         """Which points are asked before anything is known: every third of every third row; bool_P."""
@@ -79,48 +85,49 @@ class Surrogate:
             asked_P: which points were asked; of the others nothing below is looked at.
             promise_P: best predicted IoU of each.
             passed_P: whether a mask of it passed the filters.
-            pred_iou_thresh: that of the filters.
+            pred_iou_thresh: that of the filters; minus infinity where they have none.
             all_at_once: all of them; else the better half, after which more is known of the rest.
         """
         worth_P = np.full(len(asked_P), -np.inf)
-        for block in self._blocks():
+        for block, kernel_BB in self._blocks:
             asked_B = asked_P[block]
-            if not asked_B.any():  # of a grid's last, narrow block
-                worth_P[block] = 0
-                continue
-            kernel_BB = self._kernel(block)
-            mean_B, sigma_B = _regress(kernel_BB, asked_B, promise_P[block], _SPREAD)
+            mean_B, sigma_B = _regress(
+                kernel_BB, asked_B, promise_P[block], _SPREAD if asked_B.sum() >= _FEW else _PRIOR_SPREAD
+            )
             may_B = ~asked_B & (mean_B + _SIGMAS * sigma_B >= pred_iou_thresh)
             promising_B = asked_B & (promise_P[block] > pred_iou_thresh)
             if promising_B.sum() >= _FEW and passed_P[block][promising_B].any():
                 pass_B, doubt_B = _regress(kernel_BB, promising_B, passed_P[block].astype(float), 0.0)
                 may_B &= pass_B + _PASS_SIGMAS * doubt_B >= _PASS
+            # First those that promise much, or of which little is known.
             worth_P[block] = np.where(may_B, mean_B + sigma_B, -np.inf)
         next_P = np.isfinite(worth_P)
         if next_P.any() and not all_at_once:
             next_P &= worth_P >= np.median(worth_P[next_P])
         return next_P
 
-    def _blocks(self) -> Iterator[np.ndarray]:
-        """Positions of points in squares of at most `_BLOCK`, of even size."""
-        count = math.ceil(self._side / _BLOCK)
-        cuts = np.linspace(0, self._side, count + 1).round().astype(int)
-        grid_RC = np.arange(self._side**2).reshape(self._side, self._side)
-        for top, bottom in pairwise(cuts.tolist()):
-            for left, right in pairwise(cuts.tolist()):
-                yield grid_RC[top:bottom, left:right].ravel()
-
-    def _kernel(self, block: np.ndarray) -> torch.Tensor:
+    def _kernel(self, features_PC: torch.Tensor, block: np.ndarray) -> torch.Tensor:
         """Prior covariance of a block's points, of variance 1."""
-        features_BC = self._features_PC[torch.from_numpy(block).to(self._features_PC.device)]
+        features_BC = features_PC[torch.from_numpy(block).to(features_PC.device)]
+        size = features_BC.norm(dim=1).mean()
         features_BC = features_BC - features_BC.mean(0)
-        size = features_BC.square().sum(1).mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
-        unlike_BB = torch.cdist(features_BC / size, features_BC / size).square()
+        # Features that are all alike are not told apart by their rounding.
+        spread = features_BC.square().sum(1).mean().sqrt().clamp(min=1e-3 * size)
+        unlike_BB = (torch.cdist(features_BC, features_BC) / (spread * _ALIKE)).square()
         rows, columns = np.divmod(block, self._side)
         place_B2 = torch.from_numpy(np.stack([rows, columns], 1)).to(features_BC)
         apart_BB = torch.cdist(place_B2, place_B2).square()
         alike_BB = torch.exp(-unlike_BB / 2 - apart_BB / (2 * _FAR**2))
         return _OF_FEATURES * alike_BB + (1 - _OF_FEATURES) * torch.exp(-apart_BB / (2 * _NEAR**2))
+
+
+def _cut_grid(side: int) -> Iterator[np.ndarray]:
+    """Positions of a grid's points in squares of at most `_BLOCK` a side, about equally large."""
+    cuts = np.linspace(0, side, math.ceil(side / _BLOCK) + 1).round().astype(int).tolist()
+    grid_RC = np.arange(side**2).reshape(side, side)
+    for top, bottom in pairwise(cuts):
+        for left, right in pairwise(cuts):
+            yield grid_RC[top:bottom, left:right].ravel()
 
 
 def _regress(

@@ -16,6 +16,9 @@ def cut_off(features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def give_back(features: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor]) -> None:
-    """What the leaves gathered goes through the encoder."""
-    if features[0].requires_grad:
-        torch.autograd.backward(list(features), [leaf.grad for leaf in leaves])
+    """What the leaves gathered goes through the encoder; levels that are frozen, or were not used, are passed over."""
+    gathered = [
+        (level, leaf.grad) for level, leaf in zip(features, leaves, strict=True) if leaf.grad is not None
+    ]
+    if gathered:
+        torch.autograd.backward([level for level, _ in gathered], [grad for _, grad in gathered])

@@ -68,7 +68,8 @@ def finetune(
 ) -> Finetuned:
     """Teach a model what people labelled, and what it knew already.
 
-    A seventh of the human groups is held out: it says which weights are best, and when to stop.
+    A seventh of the human groups is held out: in the second half of the updates it says which weights are best (those at the
+    start among them), and when to stop.
 
     Args:
         segmenter: the model to begin with; it is left as it is.
@@ -128,7 +129,7 @@ def finetune(
             looked = {
                 "step": float(done),
                 "loss": float(total) / (done - int(history[-1]["step"])),
-                "iou": lessons.judge(held),
+                "iou": _agree(lessons.judge(held), segmenter.device),
             }
             total.zero_()
             history.append(looked)
@@ -184,18 +185,27 @@ def _share_gradients(optimizer: torch.optim.Optimizer) -> None:
             distributed.all_reduce(parameter.grad)
 
 
+def _agree(iou: float, device: torch.device) -> float:
+    """The first process's, in every process: all of them stop at the same update."""
+    if not _is_distributed():
+        return iou
+    agreed = torch.tensor([iou], device=device)
+    distributed.broadcast(agreed, 0)
+    return float(agreed)
+
+
 def _is_distributed() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 
 
 def _is_settled(step: float, settings: FinetuneSettings) -> bool:
-    """Whether the rate has fallen by half. Before that the held-out groups, which are of what is learnt, may do well while
-    more of the rest is forgotten than in the end."""
+    """Whether half of the updates are done. Held-out images resemble those that are learnt from, so they do not show what is
+    forgotten of the rest, which is most at the full rate."""
     return 2 * step >= settings.steps
 
 
 def _gave_up(history: list[dict[str, float]], settings: FinetuneSettings) -> bool:
-    """Whether the last looks brought nothing; without held-out groups, never."""
+    """Whether the last looks brought nothing; without held-out groups (every look says 0), never."""
     ious = [
         looked["iou"] for looked in history if not looked["step"] or _is_settled(looked["step"], settings)
     ]

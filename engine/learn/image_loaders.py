@@ -24,14 +24,23 @@ class FileLoader:
             with Image.open(self.path) as image:
                 return np.array(image.convert("RGB"))
         except OSError as error:
-            raise ConfigError(
-                f"{self.path} cannot be read ({type(error).__name__}). Restore it, or take it out of its COCO file."
-            ) from None
+            raise self._explain(error) from None
 
-    @property
-    def image_id(self) -> str:
-        """What it is called in a pool that it is part of; empty where there is no such file."""
-        return hash_image(self.path.read_bytes()) if self.path.is_file() else ""
+    def hash_file(self) -> str:
+        """The image id that the file has in a pool.
+
+        Raises:
+            ConfigError: it cannot be read.
+        """
+        try:
+            return hash_image(self.path.read_bytes())
+        except OSError as error:
+            raise self._explain(error) from None
+
+    def _explain(self, error: OSError) -> ConfigError:
+        return ConfigError(
+            f"{self.path} cannot be read ({type(error).__name__}). Restore it, or take it out of its COCO file."
+        )
 
 
 @dataclass(frozen=True)

@@ -126,8 +126,8 @@ def pseudo_labelled_images(
 
     Args:
         model: `name@version` that made the masks.
-        labelled: images whose files are left out wherever they lie in the pool: what people labelled is not to be answered
-            as before.
+        labelled: images whose files are left out, wherever they lie in the pool: there people's masks teach, or the image is
+            kept to judge by. Images of the store itself, which `answered` is told of, need not be given.
         most_uncertain: masks of a higher `uncertainty` are left out.
         masks: of an image, at most; the least uncertain ones.
 
@@ -146,7 +146,7 @@ def pseudo_labelled_images(
         raise ConfigError(
             f"The store {store.files.label} holds no masks of {model} to learn from. Label a pool with it: gapmap label"
         )
-    known_files = {image.load.image_id for image in labelled if isinstance(image.load, FileLoader)}
+    known_files = {image.load.hash_file() for image in labelled if isinstance(image.load, FileLoader)}
     by_image: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         if row["image_id"] not in known_files:

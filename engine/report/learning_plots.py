@@ -11,11 +11,12 @@ from engine.store.whole_file import written_whole
 _BLUE, _ORANGE, _GREY, _INK = "#0072B2", "#D55E00", "#b4b4bc", "#1e1e22"
 
 
-def draw_learning(history: Sequence[Mapping[str, float]], path: Path, *, title: str) -> None:
+def draw_learning(history: Sequence[Mapping[str, float]], kept: int, path: Path, *, title: str) -> None:
     """Loss, and IoU on held-out groups, by update; a PNG, written whole.
 
     Args:
         history: looks at the held-out groups: `step`, `loss` (mean since the look before), `iou` (0 without such groups).
+        kept: update whose weights were kept.
         path: the file; its folder must be there.
         title: above it.
     """
@@ -35,7 +36,7 @@ def draw_learning(history: Sequence[Mapping[str, float]], path: Path, *, title: 
     upper.set_title(title, loc="left", size=11)
     judged = [look for look in history if look["iou"]]
     if judged:
-        best = max(judged, key=lambda look: look["iou"])
+        best = next(look for look in history if look["step"] == kept)
         lower.plot(
             [look["step"] for look in judged],
             [100 * look["iou"] for look in judged],

@@ -181,8 +181,9 @@ def _match(
 
 
 def _read_version(row: Mapping[str, Any]) -> TaughtVersion:
-    looks = [float(look["iou"]) for look in json.loads(row["metrics"] or "{}").get("history", ())]
-    judged = any(looks)  # without held-out images every look says 0
+    metrics = json.loads(row["metrics"] or "{}")
+    looks = {look["step"]: float(look["iou"]) for look in metrics.get("history", ())}
+    judged = any(looks.values())  # without held-out images every look says 0
     numbers = json.loads(row["numbers"] or "{}").get("differences", ())
     gains = [of["mean"] for of in numbers if of["task"] == ALL_TASKS and of["metric"] == "miou"]
     return TaughtVersion(
@@ -191,7 +192,7 @@ def _read_version(row: Mapping[str, Any]) -> TaughtVersion:
         created_at=row["created_at"],
         answers=row["answers"],
         before=looks[0] if judged else None,
-        after=max(looks) if judged else None,
+        after=looks[metrics["step"]] if judged else None,
         action=row["action"],
         gain=float(np.mean(gains)) if gains else None,
     )
