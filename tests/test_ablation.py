@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,7 @@ def test_one_command_fine_tunes_in_several_ways_and_goes_on_where_it_was(tmp_pat
     labelled = write_coco(tmp_path / "labelled", range(970_000, 970_010))
     unseen = write_coco(tmp_path / "unseen", range(972_000, 972_006))
     write_coco(tmp_path / "pool", range(971_000, 971_003))
+    shutil.copy(labelled / "03.png", tmp_path / "pool" / "labelled-already.png")
     store, folder = tmp_path / "masks", tmp_path / "ablation"
     grid = ["--points-per-side", 8, "--pred-iou-thresh", 0.1, "--stability-score-thresh", 0.1]
     made = gapmap("label", tmp_path / "pool", "--store", store, "--maps", "self", *grid)
@@ -121,6 +123,9 @@ def test_one_command_fine_tunes_in_several_ways_and_goes_on_where_it_was(tmp_pat
     assert {path: path.stat().st_mtime_ns for path in before} == before, "what was done is not done again"
     report = json.loads(every.stdout)
     assert [row["variant"] for row in report["variants"]] == several
+    assert report["pseudo"] == sum(bool(image.masks) for image in pseudo) - 1, (
+        "without the one that people labelled"
+    )
     by_name = {row["variant"]: row for row in report["variants"]}
     assert by_name["sum"] == {row["variant"]: row for row in json.loads(first.stdout)["variants"]}["sum"]
     assert set(by_name["sum"]["sets"]) == {"labelled", "unseen"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ def gapmap(*arguments: object, timeout: float = 900) -> subprocess.CompletedProc
 def test_a_model_is_fine_tuned_and_its_new_version_labels_with_its_own_maps_and_heads(tmp_path: Path) -> None:
     labelled = write_coco(tmp_path / "labelled", range(970_000, 970_010))
     write_coco(tmp_path / "pool", range(971_000, 971_002))
+    shutil.copy(labelled / "03.png", tmp_path / "pool" / "labelled-already.png")
     store, models = tmp_path / "masks", tmp_path / "models"
     grid = ["--points-per-side", 8, "--pred-iou-thresh", 0.1, "--stability-score-thresh", 0.1]
     plain = gapmap("label", tmp_path / "pool", "--store", store, *grid)
@@ -49,6 +51,9 @@ def test_a_model_is_fine_tuned_and_its_new_version_labels_with_its_own_maps_and_
     assert row["parent"].startswith("sam-nano@")
     assert json.loads(row["data"])["human"] == {"labelled": 8}
     assert json.loads(row["data"])["pseudo"]["masks"] > 0
+    assert json.loads(row["data"])["pseudo"]["held"] == 2, (
+        "not to what it said of an image that people labelled"
+    )
     assert json.loads(row["settings"])["steps"] == 4
     assert json.loads(row["metrics"])["history"][0]["iou"] > 0
 
