@@ -176,6 +176,6 @@ class FinetuneSettings(_Settings):
     )
     check_every: int = Field(50, ge=1, description="updates between looks at the held-out groups")
     patience: int = Field(
-        4, ge=1, description="looks without gain, from half of the updates on, after which it ends early"
+        4, ge=1, description="looks without gain in the second half of the updates after which it ends early"
     )
     seed: int = Field(0, description="of all draws")
