@@ -50,7 +50,7 @@ def test_few_points_do_not_speak_for_all() -> None:
 
 
 def test_without_a_threshold_any_promise_will_do() -> None:
-    surrogate = Surrogate(torch.ones(1, 8, 8), (1.0, 1.0), 12)
+    surrogate = Surrogate(torch.zeros(1, 8, 8), (1.0, 1.0), 12)
     first_P = surrogate.first_points()
     below_P = np.full(144, -0.1)
     assert surrogate.next_points(first_P, below_P, first_P, -np.inf, all_at_once=True).sum() == 144 - 16

@@ -112,7 +112,8 @@ class Surrogate:
         size = features_BC.norm(dim=1).mean()
         features_BC = features_BC - features_BC.mean(0)
         # Features that are all alike are not told apart by their rounding.
-        spread = features_BC.square().sum(1).mean().sqrt().clamp(min=1e-3 * size)
+        least = (1e-3 * size).clamp(min=torch.finfo(torch.float32).tiny)
+        spread = features_BC.square().sum(1).mean().sqrt().clamp(min=least)
         unlike_BB = (torch.cdist(features_BC, features_BC) / (spread * _ALIKE)).square()
         rows, columns = np.divmod(block, self._side)
         place_B2 = torch.from_numpy(np.stack([rows, columns], 1)).to(features_BC)
