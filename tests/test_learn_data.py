@@ -11,6 +11,7 @@ from PIL import Image
 
 from engine.learn.augment import draw_box, draw_points, draw_view
 from engine.learn.data import LabelledImage, read_coco, scene_images, split_groups
+from engine.learn.image_loaders import FileLoader
 from schemas.errors import ConfigError
 
 
@@ -125,3 +126,11 @@ def test_kept_out_images_of_the_shipped_weights_are_listed(shared_data: Path) ->
     for name, folder in (("nuclei/labelled", "nuclei/labelled"), ("everyday", "everyday")):
         kept_out = split_groups(read_coco(shared_data / folder))[1]
         assert listed[name] == sorted(image.name for image in kept_out)
+
+
+def test_a_labelled_file_that_is_gone_is_named_with_what_to_do(tmp_path: Path) -> None:
+    gone = LabelledImage("gone.png", "gone", "", (), FileLoader(tmp_path / "gone.png"))
+    with pytest.raises(ConfigError, match=r"gone\.png cannot be read .* take it out of its COCO file"):
+        gone.load()
+    with pytest.raises(ConfigError, match=r"gone\.png cannot be read .* take it out of its COCO file"):
+        _ = gone.fingerprint

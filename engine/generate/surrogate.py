@@ -6,7 +6,7 @@ processes over place and features (Rasmussen and Williams, 2006, chapter 2), and
 well have a mask that is kept: the search for a level set of Gotovos et al., "Active learning for level set
 estimation", IJCAI 2013, in three steps. Nothing is trained beforehand.
 
-Shape suffixes: P points of the grid, A those that were asked, C channels, e side of the encoder's grid, 2 x y.
+Shape suffixes: P points of the grid, B those of a block, A those of it that were asked, C channels, e side of the encoder's grid, 2 x y.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.pool import hash_image, reread_image
+from engine.pool import reread_image
 from schemas.errors import ConfigError, ImageError
 
 
@@ -26,14 +26,14 @@ class FileLoader:
         except OSError as error:
             raise self._explain(error) from None
 
-    def hash_file(self) -> str:
-        """The image id that the file has in a pool.
+    def read_bytes(self) -> bytes:
+        """The file as it lies there.
 
         Raises:
             ConfigError: it cannot be read.
         """
         try:
-            return hash_image(self.path.read_bytes())
+            return self.path.read_bytes()
         except OSError as error:
             raise self._explain(error) from None
 

@@ -17,6 +17,7 @@ from engine.learn.image_loaders import FileLoader, PoolLoader
 from engine.masks.map_crop import MapCrop
 from engine.masks.rle import decode_rle
 from engine.models.segmenter import Segmenter
+from engine.pool import hash_image
 from engine.triage.people import ANSWERED
 from schemas.errors import ConfigError
 from schemas.records import TASKS
@@ -146,7 +147,9 @@ def pseudo_labelled_images(
         raise ConfigError(
             f"The store {store.files.label} holds no masks of {model} to learn from. Label a pool with it: gapmap label"
         )
-    known_files = {image.load.hash_file() for image in labelled if isinstance(image.load, FileLoader)}
+    known_files = {
+        hash_image(image.load.read_bytes()) for image in labelled if isinstance(image.load, FileLoader)
+    }
     by_image: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         if row["image_id"] not in known_files:
