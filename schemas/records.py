@@ -114,15 +114,13 @@ class Siblings:
 
     Attributes:
         iou_token_NC, mask_tokens_N4C, iou_N3: as in `Decoded`.
-        overlap_N33: IoU between the three outputs on a coarse grid, 0..1.
-        coverage_N3: share of the image (or crop) that each output covers, 0..1.
+        coarse_N3rc: logits above the mask threshold of all three outputs on a coarse grid of the image (or crop), fp16.
     """
 
     iou_token_NC: torch.Tensor
     mask_tokens_N4C: torch.Tensor
     iou_N3: torch.Tensor
-    overlap_N33: torch.Tensor
-    coverage_N3: torch.Tensor
+    coarse_N3rc: torch.Tensor
 
     def pick(self, index_K: torch.Tensor) -> Siblings:
         """The same of the masks at these positions, in this order."""

@@ -46,7 +46,7 @@ def test_heads_learn_what_can_be_known() -> None:
     assert fitted.heads.names == GAPS + IOUS
     assert fitted.r2["iou"] > 0.5
     fresh = make_samples(300, seed=1)
-    said = fitted.heads.read(torch.from_numpy(fresh.inputs_NMI).flatten(0, 1)).reshape(
+    said = fitted.heads.read_samples(torch.from_numpy(fresh.inputs_NMI).flatten(0, 1)).reshape(
         len(GAPS + IOUS), -1, 3
     )
     wanted = make_targets(fresh, GAPS + IOUS)
@@ -98,7 +98,7 @@ def test_heads_are_calibrated_on_what_labelling_keeps() -> None:
     assert kind == "automatic"
     assert 100 < masks < 500, "one of three of a seventh of the groups"
     fresh = as_automatic(make_samples(300, seed=3), less=0.15)
-    raw = fitted.heads.read(torch.from_numpy(fresh.inputs_NMI[:, 0]))[fitted.heads.names.index("iou")]
+    raw = fitted.heads.read_samples(torch.from_numpy(fresh.inputs_NMI[:, 0]))[fitted.heads.names.index("iou")]
     wrong = fitted.heads.calibrate(raw).numpy() - fresh.iou_nearest_NM[:, 0]
     assert abs(wrong.mean()) < 0.02
     assert set(fitted.r2) == set(GAPS + IOUS)
@@ -122,7 +122,7 @@ def test_automatic_masks_are_shown_to_a_fit_as_labelling_shows_them_to_the_heads
     samples = collect_tokens(Store(str(tmp_path)), {"s": [image]}, nano, maker)
     kept = np.isfinite(samples.iou_nearest_NM) & samples.automatic_N[:, None]
     assert len(expected) == kept.sum() > 3
-    raw = heads.read(torch.from_numpy(samples.inputs_NMI[kept]))[heads.names.index("iou")]
+    raw = heads.read_samples(torch.from_numpy(samples.inputs_NMI[kept]))[heads.names.index("iou")]
     np.testing.assert_allclose(np.sort(heads.calibrate(raw).numpy()), np.sort(expected), atol=5e-3)
     true = np.sort(iou[np.isfinite(iou)])
     np.testing.assert_allclose(np.sort(samples.iou_nearest_NM[kept]), true, atol=1e-6)

@@ -27,7 +27,7 @@ def judge_automatic(samples: Samples, heads: HeadSet) -> dict[str, Any]:
     """
     place = np.nonzero(samples.automatic_N[:, None] & np.isfinite(samples.iou_nearest_NM))
     inputs_XI, true_X = samples.inputs_NMI[place], samples.iou_nearest_NM[place].astype(np.float64)
-    raw_X = heads.read(torch.from_numpy(inputs_XI))[heads.names.index("iou")]
+    raw_X = heads.read_samples(torch.from_numpy(inputs_XI))[heads.names.index("iou")]
     quality = {
         "sam_score": samples.sam_score_NM[place].astype(np.float64),
         "stability": inputs_XI[:, FEATURES.index("stability") - len(FEATURES)].astype(np.float64),

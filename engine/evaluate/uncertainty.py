@@ -66,7 +66,9 @@ def judge(samples: Samples, heads: HeadSet) -> Judged:
     after = {"prompt": samples.iou_dense_N[rows_N], "task": samples.iou_NM[rows_N].max(1).astype(np.float64)}
     if np.isfinite(samples.iou_larger_N[rows_N]).all():
         after = {"model": samples.iou_larger_N[rows_N], **after}
-    values = dict(zip(heads.names, heads.read(torch.from_numpy(samples.inputs_NMI[place])), strict=True))
+    values = dict(
+        zip(heads.names, heads.read_samples(torch.from_numpy(samples.inputs_NMI[place])), strict=True)
+    )
     star = {gap: values[name].numpy() for gap, name in GAPS_OF.items() if gap in after and name in values}
     plain = {name: value.numpy() for name, value in subtract_ious(values).items()}
     plain = {gap: plain[name] for gap, name in GAPS_OF.items() if gap in after and name in plain}

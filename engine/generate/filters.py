@@ -15,7 +15,7 @@ from engine.generate.enlarge import Enlargement
 from engine.generate.records import MASK_ROW
 from engine.generate.views import View
 from engine.masks.geometry import touches_edge
-from engine.masks.overlap import compare_outputs
+from engine.masks.overlap import coarsen
 from engine.models.segmenter import Segmenter
 from schemas.records import Siblings
 from schemas.settings import GenerateSettings
@@ -105,15 +105,14 @@ def filter_outputs(
 def _find_siblings(segmenter: Segmenter, view: View, outputs: Outputs, prompt_N: torch.Tensor) -> Siblings:
     """What the scorer is told of each mask's prompt; prompts without any mask left are not looked at."""
     used_U, place_N = prompt_N.unique(return_inverse=True)
-    overlap_U33, coverage_U3 = compare_outputs(
+    coarse_U3rc = coarsen(
         outputs.logits_PMhw[used_U], segmenter.mask_threshold, segmenter.mask_extent(view.size)
     )
     return Siblings(
         outputs.iou_token_PC[prompt_N],
         outputs.mask_tokens_P4C[prompt_N],
         outputs.iou_PM[prompt_N],
-        overlap_U33[place_N],
-        coverage_U3[place_N],
+        coarse_U3rc[place_N],
     )
 
 

@@ -22,6 +22,7 @@ from schemas.settings import GenerateSettings
 
 AUTOMATIC = "automatic"
 """How these rows of the `tokens` table name their prompt."""
+_ROUNDED = 1e-3  # scores are kept as fp16
 
 
 def make_automatic_rows(
@@ -42,18 +43,14 @@ def make_automatic_rows(
     recorder = _Recorder()
     [masks] = generate_masks(segmenter, [pixels_HW3], GenerateSettings(), scorer=recorder)
     iou_N = match_masks(masks, image)
-    if recorder.evidence is None or not np.isfinite(iou_N).any():
+    if not np.isfinite(iou_N).any():
         return []
-    evidence, order_N = recorder.evidence, masks.rows_N["predicted_iou"].astype(int)
-    features_NF = describe_masks(evidence).cpu().numpy()
-    iou_token_NC, tokens_N4C, scores_N3 = (
-        values.half().float().flatten(1).cpu().numpy()
-        for values in (
-            evidence.siblings.iou_token_NC,
-            evidence.siblings.mask_tokens_N4C,
-            evidence.siblings.iou_N3,
-        )
-    )
+    views = zip(*recorder.views, strict=True)
+    features_NF, iou_token_NC, tokens_N4C, scores_N3 = (np.concatenate(of) for of in views)
+    order_N = masks.rows_N["predicted_iou"].astype(int)
+    # What was joined from several tiles is no output of the model: its score is none of theirs.
+    score_N = scores_N3[order_N, masks.rows_N["output_index"]]
+    iou_N[np.abs(score_N - masks.rows_N["sam_score"]) > _ROUNDED] = np.nan
     rows: dict[tuple[float, float], dict[str, Any]] = {}
     for place in np.flatnonzero(np.isfinite(iou_N)).tolist():
         of, n = masks.rows_N[place], order_N[place]
@@ -107,11 +104,21 @@ def match_masks(masks: ImageMasks, image: LabelledImage) -> np.ndarray:
 
 
 class _Recorder:
-    """Keeps what masks could be scored by; for a score each gets its place in it."""
+    """Keeps, view after view, what masks could be scored by; for a score each gets its place in it."""
 
     version = ""
-    evidence: MaskEvidence | None = None
+
+    def __init__(self) -> None:
+        self.views: list[list[np.ndarray]] = []
 
     def score_masks(self, evidence: MaskEvidence) -> dict[str, torch.Tensor]:
-        self.evidence = evidence
-        return {"predicted_iou": torch.arange(len(evidence.output_N), dtype=torch.float32)}
+        first, siblings = sum(len(view[0]) for view in self.views), evidence.siblings
+        tokens = (siblings.iou_token_NC, siblings.mask_tokens_N4C, siblings.iou_N3)
+        self.views.append(
+            [
+                describe_masks(evidence).cpu().numpy(),
+                *(values.half().float().flatten(1).cpu().numpy() for values in tokens),
+            ]
+        )
+        place_N = torch.arange(first, first + len(evidence.output_N)).float()
+        return {"predicted_iou": place_N}

@@ -20,7 +20,7 @@ from engine.learn.automatic_rows import make_automatic_rows
 from engine.learn.data import LabelledImage
 from engine.learn.point_prompts import DENSE_POINTS, draw_prompts
 from engine.masks.entropy import mean_entropy
-from engine.masks.overlap import compare_outputs
+from engine.masks.overlap import coarsen
 from engine.models.segmenter import Segmenter
 from engine.uncertainty.features import describe_masks
 from schemas.errors import ConfigError
@@ -217,12 +217,8 @@ class TargetMaker:
         ]
         (height, width), (rows, columns) = size, segmenter.mask_extent(size)
         cells_4 = torch.tensor([columns / width, rows / height] * 2, device=logits_Xhw.device)
-        overlap_N33, coverage_N3 = compare_outputs(
-            decoded.logits_NMhw, segmenter.mask_threshold, (rows, columns)
-        )
-        siblings = Siblings(
-            decoded.iou_token_NC, decoded.mask_tokens_N4C, decoded.iou_NM, overlap_N33, coverage_N3
-        )
+        coarse_N3rc = coarsen(decoded.logits_NMhw, segmenter.mask_threshold, (rows, columns))
+        siblings = Siblings(decoded.iou_token_NC, decoded.mask_tokens_N4C, decoded.iou_NM, coarse_N3rc)
         every = torch.arange(len(decoded.iou_NM), device=logits_Xhw.device).repeat_interleave(3)
         x0, y0, x1, y1 = measures.boxes_N4.unbind(1)
         evidence = MaskEvidence(

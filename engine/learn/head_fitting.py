@@ -60,7 +60,7 @@ def fit_heads(
         larger: `name@version` of the larger model; empty where there is none.
         calibrate_on: sets whose held-out groups calibrate `predicted_iou`; all sets if none is named. Automatic masks
             are what it is calibrated on where there are 100 of them, else single prompts.
-        shown: inputs that are shown, bool_I; the others are zero (for ablations).
+        shown: inputs that are shown, bool_I, the others are zero (for ablations); None for all features and no token.
         progress: called with (epochs done, epochs in all).
 
     Raises:
@@ -71,7 +71,7 @@ def fit_heads(
     targets_NMK = make_targets(samples, names)
     scale_K = torch.tensor([2.0 if name in GAPS else 1.0 for name in names])
     offset_K = torch.tensor([1.0 if name in GAPS else 0.0 for name in names])
-    inputs_NMI = samples.inputs_NMI
+    inputs_NMI = samples.inputs_NMI if shown is not None else samples.inputs_NMI[..., -len(FEATURES) :]
     # What was not kept of an automatic prompt has no features to count.
     known_XI = inputs_NMI[fit_N[:, None] & np.isfinite(samples.iou_nearest_NM)]
     mean_I, std_I = known_XI.mean(0), known_XI.std(0)
@@ -107,7 +107,11 @@ def fit_heads(
         None,
         larger,
     )
-    values_NMK = heads.read(torch.from_numpy(inputs_NMI).flatten(0, 1)).numpy().T.reshape(targets_NMK.shape)
+    values_NMK = (
+        heads.read_samples(torch.from_numpy(samples.inputs_NMI).flatten(0, 1))
+        .numpy()
+        .T.reshape(targets_NMK.shape)
+    )
     picked_NM = _is_picked(samples)
     judged_NM = picked_NM & (calibrate_N & ~samples.automatic_N)[:, None]
     r2 = {

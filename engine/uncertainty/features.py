@@ -1,4 +1,4 @@
-"""Features of a mask that its tokens do not say plainly: its shape, and how it stands among its siblings.
+"""What is read of a mask: its scores, its shape, the profile of its logits, and how it stands among its siblings.
 
 Shape suffixes: N masks, F features.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import torch
 
+from engine.masks.overlap import compare_outputs
+from engine.masks.profile import PROFILE, describe_profiles
 from schemas.records import MaskEvidence
 
 FEATURES = (
@@ -22,8 +24,10 @@ FEATURES = (
     "stability",
     "entropy",
     "fill",
+    *(f"{measure}_of_{output}" for output in ("mask", "rival", "third") for measure in PROFILE),
 )
-"""Names of the features, in their order. The rival is the better scored of the other two outputs."""
+"""Names of the features, in their order. The rival is the better scored of the other two outputs. Sets fitted to the first
+of them go on reading those."""
 
 _LEAST = 1e-5  # share of the image below which sizes do not differ
 
@@ -32,8 +36,8 @@ def describe_masks(evidence: MaskEvidence) -> torch.Tensor:
     """features_NF of masks, fp32, on their device, F in the order of `FEATURES`.
 
     Scores are the model's own IoU estimates; sizes are natural logarithms, of the siblings relative to the mask, of the
-    mask itself as a share of the image; the rest is 0..1. All are finite: what has no value (the stability
-    of an empty mask) is 0.
+    mask itself as a share of the image; the profiles are those of `engine.masks.profile`; the rest is 0..1. All are
+    finite: what has no value (the stability of an empty mask) is 0.
     """
     siblings = evidence.siblings
     own_N1 = evidence.output_N[:, None]
@@ -41,9 +45,12 @@ def describe_masks(evidence: MaskEvidence) -> torch.Tensor:
     score_N2 = siblings.iou_N3.gather(1, others_N2)
     swapped_N1 = score_N2[:, :1] < score_N2[:, 1:]
     others_N2 = torch.where(swapped_N1, others_N2.flip(1), others_N2)
-    overlap_N3 = siblings.overlap_N33.gather(1, own_N1[..., None].expand(-1, -1, 3))[:, 0]
-    between_N3 = siblings.overlap_N33.gather(1, others_N2[:, :1, None].expand(-1, -1, 3))[:, 0]
-    log_size_N3 = siblings.coverage_N3.clamp(min=_LEAST).log()
+    overlap_N33, coverage_N3 = compare_outputs(siblings.coarse_N3rc)
+    overlap_N3 = overlap_N33.gather(1, own_N1[..., None].expand(-1, -1, 3))[:, 0]
+    between_N3 = overlap_N33.gather(1, others_N2[:, :1, None].expand(-1, -1, 3))[:, 0]
+    log_size_N3 = coverage_N3.clamp(min=_LEAST).log()
+    profiles_N3F = describe_profiles(siblings.coarse_N3rc.flatten(0, 1)).unflatten(0, (-1, 3))
+    ordered_N3 = torch.cat([own_N1, others_N2], 1)
     features_NF = torch.cat(
         [
             siblings.iou_N3.gather(1, own_N1),
@@ -60,6 +67,7 @@ def describe_masks(evidence: MaskEvidence) -> torch.Tensor:
                 ],
                 1,
             ),
+            profiles_N3F.gather(1, ordered_N3[..., None].expand(-1, -1, len(PROFILE))).flatten(1),
         ],
         1,
     )
