@@ -370,3 +370,41 @@ def test_a_pull_from_a_queue_that_is_not_there_makes_none(label_studio: LabelStu
     for _ in range(2):
         with pytest.raises(ConfigError, match="Push to it first"):
             pull_answers(store, queue)
+
+
+def test_a_push_that_was_killed_while_it_wrote_a_task_leaves_a_queue_that_is_pushed_to_and_pulled_from(
+    store: Store, pool: Any, tmp_path: Path
+) -> None:
+    side = FolderSide(tmp_path / "queue")
+    push_masks(store, side.queue, 8)
+    whole = next((tmp_path / "queue" / "tasks").glob("*.json"))
+    text = whole.read_text()
+    whole.with_name(f".{whole.stem}-0123456789abcdef.json").write_text(text[:100])
+    whole.with_name(f".{whole.stem}-fedcba9876543210.json").write_text(text)
+    (tmp_path / "queue" / "answers" / ".copied-in-part.json").write_text(text[:100])
+    push_masks(store, side.queue, 9)
+    tasks = json.loads((tmp_path / "queue" / "tasks.json").read_text())
+    keys = [task["data"]["item_key"] for task in tasks]
+    assert len(keys) == len(set(keys)) == store.query("FROM reviews").num_rows
+    assert pull_answers(store, side.queue).answers == 0
+
+
+def test_what_people_have_answered_is_not_handed_to_label_studio_again(
+    store: Store, pool: Any, tmp_path: Path
+) -> None:
+    side = FolderSide(tmp_path / "queue")
+    push_masks(store, side.queue, 20)
+
+    def handed_on() -> list[dict[str, Any]]:
+        return json.loads((tmp_path / "queue" / "tasks.json").read_text())  # type: ignore[no-any-return]
+
+    tasks = handed_on()
+    assert tasks == side.tasks(), "most uncertain first"
+    answer = side.answer(tasks[0], shown(tasks[0]))
+    pull_answers(store, side.queue)
+    push_masks(store, side.queue, 1)
+    assert handed_on() == tasks[1:]
+    side.withdraw(tasks[0], answer)
+    pull_answers(store, side.queue)
+    push_masks(store, side.queue, 1)
+    assert handed_on() == tasks

@@ -15,7 +15,7 @@ import numpy as np
 
 from engine.review.items import ReviewItem, group_masks, make_key
 from engine.review.queue import ReviewQueue
-from engine.review.selection import load_items, newest_model, open_items
+from engine.review.selection import answered_keys, load_items, newest_model, open_items
 from engine.triage.acquisition import select_masks
 from engine.triage.reading import FreeMasks, read_embeddings, read_free_masks
 from schemas.errors import ImageError
@@ -150,7 +150,7 @@ def _send(
         report.leave_out(item, why)
         tell(1)
 
-    queue.send(items, sent, left_out)
+    queue.send(items, sent, left_out, answered_keys(store, queue.name))
 
 
 def _renew(
