@@ -59,11 +59,12 @@ def push(
     report = push_masks(store, queue, budget, acquisition=acquisition, model=model, progress=progress)
     log = get_run_logger()
     log.info(
-        "%d masks in %d items sent, %d wait, %d items renewed",
+        "%d masks in %d items sent, %d wait, %d items renewed, %d closed",
         report.masks,
         report.items,
         report.waiting,
         report.renewed,
+        report.closed,
     )
     for name, why in report.left_out:
         log.warning("%s is left out: %s", name, why)

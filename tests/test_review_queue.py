@@ -408,3 +408,31 @@ def test_what_people_have_answered_is_not_handed_to_label_studio_again(
     pull_answers(store, side.queue)
     push_masks(store, side.queue, 1)
     assert handed_on() == tasks
+
+
+def test_masks_that_were_labelled_away_before_they_were_shown_are_not_answered_for(
+    store: Store, pool: Any, tmp_path: Path
+) -> None:
+    side, folder = FolderSide(tmp_path / "queue"), tmp_path / "pool"
+    folder.rename(tmp_path / "away")
+    asked = push_masks(store, side.queue, 20, acquisition=AcquisitionSettings(random_share=0))
+    assert (asked.masks, len(asked.left_out)) == (0, 5), "planned, and not shown"
+    folder.mkdir()
+    for name, masks in (("00.jpg", 2), ("02.jpg", 0)):  # as a run with other settings would that finds fewer
+        (tmp_path / "away" / name).rename(folder / name)
+        label_pool(store, folder, masks=masks)
+        (folder / name).rename(tmp_path / "away" / name)
+    folder.rmdir()
+    (tmp_path / "away").rename(folder)
+
+    report = push_masks(store, side.queue, 14)
+    assert (report.masks, report.items, report.waiting, report.closed) == (14, 4, 14, 1)
+    task = next(task for task in side.tasks() if len(shown(task)) == 2)
+    side.answer(task, shown(task))
+    pull_answers(store, side.queue)
+    assert [row["verdict"] for row in labels(store)] == ["correct", "correct"]
+    key = task["data"]["item_key"]
+    [row] = store.query(f"FROM reviews WHERE item_key = '{key}'").to_pylist()
+    assert row["mask_ids"] == [region["id"] for region in shown(task)]
+    assert row["chosen_by"] == ["uncertainty"] * 2
+    assert push_masks(store, side.queue, 12).closed == 0, "told once"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _MODELS = "SELECT model FROM images WHERE n_masks > 0 GROUP BY model ORDER BY max(committed_at) DESC"
 _ANSWERED = "SELECT DISTINCT item_key FROM labels WHERE queue = $queue AND verdict <> 'withdrawn'"
 _OPEN = f"""
-    SELECT * FROM reviews WHERE queue = $queue AND item_key NOT IN ({_ANSWERED})
+    SELECT * FROM reviews WHERE queue = $queue AND state <> 'closed' AND item_key NOT IN ({_ANSWERED})
     ORDER BY coalesce(priority, uncertainty) DESC, item_key
 """
 _MASKS = """
