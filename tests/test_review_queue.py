@@ -436,3 +436,53 @@ def test_masks_that_were_labelled_away_before_they_were_shown_are_not_answered_f
     assert row["mask_ids"] == [region["id"] for region in shown(task)]
     assert row["chosen_by"] == ["uncertainty"] * 2
     assert push_masks(store, side.queue, 12).closed == 0, "told once"
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        7,
+        [None],
+        ["text"],
+        [{"id": [1], "type": "choices", "from_name": "verdict", "value": {"choices": ["correct"]}}],
+        [{"id": "a", "type": "choices", "from_name": "verdict", "value": {"choices": {"a": 1}}}],
+        [{"id": "a", "type": "textarea", "from_name": "comment", "value": [3]}],
+    ],
+)
+def test_an_answer_that_label_studio_does_not_write_is_a_row_and_the_others_are_pulled(
+    store: Store, pool: Any, tmp_path: Path, result: Any
+) -> None:
+    side = FolderSide(tmp_path / "queue")
+    push_masks(store, side.queue, 20)
+    task, other = side.tasks()[:2]
+    odd = side.answer(task, result)
+    side.answer(task, shown(task), user=2)
+    side.answer(other, shown(other))
+    assert pull_answers(store, side.queue).answers == 3
+    rows = labels(store)
+    assert [row["verdict"] for row in rows if row["annotation_id"] == odd] == ["unreadable"]
+    assert {(row["verdict"], row["agreement"]) for row in rows if row["annotation_id"] != odd} == {
+        ("correct", None)
+    }
+
+
+def test_a_region_with_a_picture_that_is_none_is_a_row(store: Store, pool: Any, tmp_path: Path) -> None:
+    side = FolderSide(tmp_path / "queue")
+    push_masks(store, side.queue, 20)
+    task = side.tasks()[0]
+    first, *rest = shown(task)
+    side.answer(task, [{**first, "type": "bitmask", "value": {"imageDataURL": 7}}, *rest])
+    pull_answers(store, side.queue)
+    verdicts = {row["region"]: row["verdict"] for row in labels(store)}
+    assert verdicts == {first["id"]: "unreadable"} | {region["id"]: "correct" for region in rest}
+
+
+def test_an_export_without_answers_where_they_belong_is_named(
+    store: Store, pool: Any, tmp_path: Path
+) -> None:
+    side = FolderSide(tmp_path / "queue")
+    push_masks(store, side.queue, 20)
+    data = side.tasks()[0]["data"]
+    (tmp_path / "queue" / "answers" / "odd.json").write_text(json.dumps([{"data": data, "annotations": [7]}]))
+    with pytest.raises(ConfigError, match=r"odd\.json holds an answer .* '7'"):
+        pull_answers(store, side.queue)

@@ -41,9 +41,15 @@ def read_answers(queue: str, task: AnsweredTask, item: AskedItem) -> list[dict[s
     Where several people answered, `agreement` says of each mask how far they drew the same.
     """
     rows = [row for answer in task.annotations for row in _read_answer(queue, task, item, answer)]
-    if len({row["annotation_id"] for row in rows if row["verdict"] != "skipped"}) > 1:
+    if len(_find_answered(rows)) > 1:
         _add_agreement(rows, item.size)
     return rows
+
+
+def list_results(answer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The regions of an answer, and what is said of them, as far as they are what Label Studio writes."""
+    results = answer.get("result")
+    return [of for of in results if _is_result(of)] if isinstance(results, list) else []
 
 
 def identify(answer: Mapping[str, Any], task: AnsweredTask) -> tuple[str, datetime]:
@@ -79,7 +85,7 @@ def _read_answer(
         "answered_at": answered_at,
         "task_changed_at": task.changed_at,
     }
-    results = [result for result in answer.get("result") or [] if isinstance(result, Mapping)]
+    results = list_results(answer)
     regions = [result for result in results if is_shape(result)]
     said = {
         result["id"]: chosen for result in results if (chosen := _choice(result, VERDICT)) and "id" in result
@@ -109,6 +115,9 @@ def _read_answer(
 
     if answer.get("was_cancelled"):
         return [row(mask_id, "skipped") for mask_id in item.mask_ids] or [row("", "skipped")]
+    if results != (answer.get("result") or []):
+        # Whatever the rest is, it may be of a mask that would pass for one they took away.
+        return [row("", "unreadable", comment="The answer holds what Label Studio does not write.")]
     rows = []
     for region in regions:
         name = str(region.get("id", ""))
@@ -141,7 +150,7 @@ def _add_agreement(rows: list[dict[str, Any]], size: tuple[int, int]) -> None:
 
     New masks are each compared with the other's most alike one.
     """
-    answers = {row["annotation_id"] for row in rows if row["verdict"] != "skipped"}
+    answers = _find_answered(rows)
     masks = {id(row): decode_rle([row["rle"]], *size)[0] if row["rle"] else None for row in rows}
     for row in rows:
         if row["verdict"] in ("skipped", "nothing", "unreadable"):
@@ -165,6 +174,18 @@ def _add_agreement(rows: list[dict[str, Any]], size: tuple[int, int]) -> None:
 def _iou(mask_HW: np.ndarray, other_HW: np.ndarray) -> float:
     union = np.count_nonzero(mask_HW | other_HW)
     return np.count_nonzero(mask_HW & other_HW) / union if union else 1.0
+
+
+def _find_answered(rows: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Answers of which anything can be read."""
+    return {row["annotation_id"] for row in rows if row["verdict"] not in ("skipped", "unreadable")}
+
+
+def _is_result(result: Any) -> bool:
+    if not isinstance(result, Mapping) or not isinstance(result.get("id"), str | int | None):
+        return False
+    value = result.get("value") or {}
+    return isinstance(value, Mapping) and isinstance(value.get("choices") or [], list)
 
 
 def _choice(result: Mapping[str, Any], name: str) -> str | None:

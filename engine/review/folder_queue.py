@@ -128,4 +128,8 @@ def _read_export(path: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         data = task.get("data") if isinstance(task, dict) else None
         key = data.get("item_key") if isinstance(data, dict) else None
         if isinstance(key, str) and isinstance(task.get("annotations"), list):
+            if odd := [answer for answer in task["annotations"] if not isinstance(answer, dict)]:
+                raise ConfigError(
+                    f"{path} holds an answer that Label Studio does not write: {str(odd[0])[:100]!r}. Export it again, or take it away."
+                )
             yield key, task["annotations"]
