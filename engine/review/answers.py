@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.masks.rle import decode_rle, encode_masks
+from engine.masks.rle import encode_masks, mask_iou
 from engine.review.label_studio_json import COMMENT, KIND, KINDS, VERDICT
 from engine.review.queue import AnsweredTask
 from engine.review.shapes import draw_region, is_shape
@@ -132,12 +132,11 @@ def _read_answer(
         if not mask_HW.any():
             rows.append(row(name, "deleted" if name in item.rles else "nothing"))
             continue
-        shown = item.rles.get(name)
-        if shown is None:
-            rows.append(row(name, "new", mask_HW))
-        else:
-            iou = _iou(mask_HW, decode_rle([shown], *item.size)[0])
-            rows.append(row(name, "correct" if iou == 1 else "fixed", mask_HW, iou=iou))
+        drawn = row(name, "new", mask_HW)
+        if shown := item.rles.get(name):
+            iou = float(mask_iou([drawn["rle"]], [shown], *item.size)[0, 0])
+            drawn |= {"verdict": "correct" if iou == 1 else "fixed", "iou": iou}
+        rows.append(drawn)
     there = {str(region.get("id", "")) for region in regions}
     # An answer that was begun before the masks were replaced is about those that it shows.
     if not there or there & set(item.mask_ids):
@@ -151,11 +150,14 @@ def _add_agreement(rows: list[dict[str, Any]], size: tuple[int, int]) -> None:
     New masks are each compared with the other's most alike one.
     """
     answers = _find_answered(rows)
-    masks = {id(row): decode_rle([row["rle"]], *size)[0] if row["rle"] else None for row in rows}
+    drawn = [row for row in rows if row["rle"]]
+    place = {id(row): i for i, row in enumerate(drawn)}
+    rles = [row["rle"] for row in drawn]
+    iou_DD = mask_iou(rles, rles, *size)
     for row in rows:
         if row["verdict"] in ("skipped", "nothing", "unreadable"):
             continue
-        mine, ious = masks[id(row)], []
+        mine, ious = place.get(id(row)), []
         for other in answers - {row["annotation_id"]}:
             of = [each for each in rows if each["annotation_id"] == other]
             alike = [
@@ -163,17 +165,12 @@ def _add_agreement(rows: list[dict[str, Any]], size: tuple[int, int]) -> None:
                 for each in of
                 if each["region"] == row["region"] or (row["mask_id"] is None and each["mask_id"] is None)
             ]
-            theirs = [masks[id(each)] for each in alike]
+            theirs = [place[id(each)] for each in alike if id(each) in place]
             if mine is None:
-                ious.append(float(not any(mask is not None for mask in theirs)))
+                ious.append(float(not theirs))
             else:
-                ious.append(max((_iou(mine, mask) for mask in theirs if mask is not None), default=0.0))
+                ious.append(max(iou_DD[mine, theirs], default=0.0))
         row["agreement"] = float(np.mean(ious))
-
-
-def _iou(mask_HW: np.ndarray, other_HW: np.ndarray) -> float:
-    union = np.count_nonzero(mask_HW | other_HW)
-    return np.count_nonzero(mask_HW & other_HW) / union if union else 1.0
 
 
 def _find_answered(rows: Sequence[Mapping[str, Any]]) -> set[str]:
