@@ -22,6 +22,8 @@ from schemas.settings import PoolSettings
 
 OnImage = Callable[[int, int, int], None]
 
+_REMEMBERED = 200_000
+
 
 @dataclass
 class ShardReport:
@@ -55,8 +57,8 @@ class _Shard:
 class Pseudolabeller:
     """One model with its settings, writing to one store: label shards with it one after another.
 
-    It remembers the contents it has masked, about 250 bytes each, so that a copy in a later shard is not
-    masked again.
+    It remembers the contents it has masked, so that a copy in a later shard is not masked again: about 220
+    bytes each, up to two hundred thousand of them; then the store is asked what it holds, which takes 65.
 
     Args:
         maker: makes the rows.
@@ -78,6 +80,7 @@ class Pseudolabeller:
         self._pool = pool
         self._batch_size = batch_size
         self._done: DoneIndex | None = None
+        self._retry_errors = False
         self._last_read: PoolItem | None = None
         # What is newer than `_done`: contents committed since, and None for those whose masks are gone.
         self._since: dict[str, _Place | None] = {}
@@ -88,11 +91,18 @@ class Pseudolabeller:
         Args:
             retry_errors: leave out images that could not be used, so that they are tried again.
         """
+        self._retry_errors = retry_errors
+        self._done = None  # the old one makes room first
         self._done = self._store.find_done(
             self._maker.model_id, self._maker.settings, retry_errors=retry_errors
         )
         self._since.clear()
         return self._done
+
+    def find_pending(self, items: Sequence[PoolItem]) -> list[PoolItem]:
+        """Those of a batch that the store did not hold when it was last asked."""
+        done = self._done if self._done is not None else self.find_done(retry_errors=self._retry_errors)
+        return done.pending(items)
 
     def record_model(self) -> None:
         """Put the model's row into the `models` table."""
@@ -120,6 +130,8 @@ class Pseudolabeller:
             TransientError: the pool or the store failed in passing; nothing was committed.
             ConfigError: the device has too little memory, or the store cannot be written.
         """
+        if len(self._since) >= _REMEMBERED:
+            self.find_done(retry_errors=self._retry_errors)
         while True:
             try:
                 return self._label_shard(items, on_image, give_up, elsewhere)

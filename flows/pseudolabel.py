@@ -118,14 +118,14 @@ def pseudolabel(
         find_refiner(segmenter, _fetch(maps)),
     )
     labeller = Pseudolabeller(maker, target, files, batch_size=batch_size)
-    done = labeller.find_done(retry_errors=retry_errors)
+    labeller.find_done(retry_errors=retry_errors)
 
     # The pool is listed twice, so that a pool of any size has a known end without being held in memory.
     listed = total = 0
     spread: list[PoolItem] = []
     for batch in _batches(list_pool(pool, files)):
         listed += len(batch)
-        total += len(done.pending(batch))
+        total += len(labeller.find_pending(batch))
         spread = _draw([*spread, *batch])
     to_do = min(total, limit) if limit else total
     log.info(
@@ -139,7 +139,8 @@ def pseudolabel(
     labeller.record_model()
     summary = RunSummary(model=segmenter.model_id, store=target.files.label, done_before=listed - total)
     errors: Counter[str] = Counter()
-    pending = itertools.chain.from_iterable(done.pending(batch) for batch in _batches(list_pool(pool, files)))
+    batches = _batches(list_pool(pool, files))
+    pending = itertools.chain.from_iterable(labeller.find_pending(batch) for batch in batches)
     work = itertools.islice(pending, limit)
     while shard := list(itertools.islice(work, shard_size)):
         report = label_shard(summary.shards, shard, labeller, progress, spread)
