@@ -16,11 +16,13 @@ from engine.models.export import describe_model
 from engine.pool import Outcome, prefetch
 from engine.store import DoneIndex, LostMasksError, Store
 from engine.store.image_rows import IMAGE_ROWS, image_row
-from schemas.errors import ImageError, TransientError
+from schemas.errors import ConfigError, ImageError, TransientError
 from schemas.records import PoolImage, PoolItem
 from schemas.settings import PoolSettings
 
 OnImage = Callable[[int, int, int], None]
+
+_REMEMBERED = 200_000
 
 
 @dataclass
@@ -55,8 +57,8 @@ class _Shard:
 class Pseudolabeller:
     """One model with its settings, writing to one store: label shards with it one after another.
 
-    It remembers the contents it has masked, about 250 bytes each, so that a copy in a later shard is not
-    masked again.
+    It remembers the contents it has masked, so that a copy in a later shard is not masked again: about 220
+    bytes each, up to two hundred thousand of them; then the store is asked what it holds, which takes 65.
 
     Args:
         maker: makes the rows.
@@ -78,6 +80,8 @@ class Pseudolabeller:
         self._pool = pool
         self._batch_size = batch_size
         self._done: DoneIndex | None = None
+        self._retry_errors = False
+        self._last_read: PoolItem | None = None
         # What is newer than `_done`: contents committed since, and None for those whose masks are gone.
         self._since: dict[str, _Place | None] = {}
 
@@ -87,38 +91,60 @@ class Pseudolabeller:
         Args:
             retry_errors: leave out images that could not be used, so that they are tried again.
         """
+        self._retry_errors = retry_errors
+        self._done = None  # the old one makes room first
         self._done = self._store.find_done(
             self._maker.model_id, self._maker.settings, retry_errors=retry_errors
         )
         self._since.clear()
         return self._done
 
+    def find_pending(self, items: Sequence[PoolItem]) -> list[PoolItem]:
+        """Those of a batch that the store did not hold when it was last asked."""
+        done = self._done if self._done is not None else self.find_done(retry_errors=self._retry_errors)
+        return done.pending(items)
+
     def record_model(self) -> None:
         """Put the model's row into the `models` table."""
         self._store.record_model(describe_model(self._maker.segmenter))
 
     def label(
-        self, items: Sequence[PoolItem], on_image: OnImage | None = None, *, give_up: bool = False
+        self,
+        items: Sequence[PoolItem],
+        on_image: OnImage | None = None,
+        *,
+        give_up: bool = False,
+        elsewhere: Sequence[PoolItem] = (),
     ) -> ShardReport:
         """Label the images and commit them with their masks as one shard.
 
         Args:
             on_image: called with (images, masks, errors) done since the last call; with negative numbers
                 when the shard fails, so that a retry does not count twice.
-            give_up: record files that the storage keeps failing for as `unreachable`; not when it fails
-                for all of them.
+            give_up: record files that the storage keeps failing for as `unreachable`. When it fails for all
+                of them, only if what was read last can still be read, or, of a run that has read nothing,
+                one of `elsewhere`: a storage that is away tells nothing of its files.
+            elsewhere: a few files of the pool from all over it.
 
         Raises:
             TransientError: the pool or the store failed in passing; nothing was committed.
             ConfigError: the device has too little memory, or the store cannot be written.
         """
+        if len(self._since) >= _REMEMBERED:
+            self.find_done(retry_errors=self._retry_errors)
         while True:
             try:
-                return self._label_shard(items, on_image, give_up)
+                return self._label_shard(items, on_image, give_up, elsewhere)
             except LostMasksError as error:  # of copies, since they were looked up: mask them here
                 self._since.update(dict.fromkeys(error.image_ids))
 
-    def _label_shard(self, items: Sequence[PoolItem], on_image: OnImage | None, give_up: bool) -> ShardReport:
+    def _label_shard(
+        self,
+        items: Sequence[PoolItem],
+        on_image: OnImage | None,
+        give_up: bool,
+        elsewhere: Sequence[PoolItem],
+    ) -> ShardReport:
         began = time.monotonic()
         shard = _Shard()
         try:
@@ -127,9 +153,9 @@ class Pseudolabeller:
                 if on_image:
                     on_image(*counts)
             report = shard.report
-            if report.errors["unreachable"] == report.images > 0:
+            if report.errors["unreachable"] == report.images > 0 and not self._can_read(items, elsewhere):
                 raise TransientError(
-                    "The pool's storage fails for every image of the shard. Run it again later."
+                    "The pool's storage fails for every image of the shard, and for others too. Run it again later."
                 )
             images = pa.Table.from_pylist(shard.image_rows, IMAGE_ROWS)
             tables = {name: pa.concat_tables(parts) for name, parts in shard.tables.items()}
@@ -144,10 +170,25 @@ class Pseudolabeller:
         report.seconds = time.monotonic() - began
         return report
 
+    def _can_read(self, failed: Sequence[PoolItem], elsewhere: Sequence[PoolItem]) -> bool:
+        """Whether the storage answers for other files than those it failed for."""
+        if self._last_read:
+            others = [self._last_read]
+        else:
+            uris = {item.uri for item in failed}
+            others = [item for item in elsewhere if item.uri not in uris]
+        try:
+            outcomes = prefetch(others, self._pool, give_up=True)
+            return any(isinstance(of, PoolImage) or of[1].kind != "unreachable" for of in outcomes)
+        except ConfigError:  # it refuses the credentials, so it is there
+            return True
+
     def _label_batch(self, batch: list[Outcome], shard: _Shard) -> tuple[int, int, int]:
         """Add a batch to the shard; returns (images, masks, errors). Equal contents are masked once."""
         read = [outcome for outcome in batch if isinstance(outcome, PoolImage)]
         failed = [outcome for outcome in batch if not isinstance(outcome, PoolImage)]
+        if read:
+            self._last_read = read[-1].item
         fresh = {image.image_id: image for image in reversed(read) if image.image_id not in shard.known}
         elsewhere = self._find_committed(fresh)
         new = [image for image_id, image in fresh.items() if image_id not in elsewhere]

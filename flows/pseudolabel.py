@@ -6,7 +6,9 @@ rest shard by shard, one task run a shard. Started again after whatever interrup
 
 from __future__ import annotations
 
+import heapq
 import itertools
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Annotated
@@ -21,6 +23,7 @@ from tasks.progress import RunProgress
 from tasks.results import publish_results
 
 _LISTED_AT_ONCE = 10_000
+_SPREAD = 16  # files that tell whether the pool's storage answers: one round of reading from far away
 
 
 class RunSummary(BaseModel):
@@ -115,13 +118,15 @@ def pseudolabel(
         find_refiner(segmenter, _fetch(maps)),
     )
     labeller = Pseudolabeller(maker, target, files, batch_size=batch_size)
-    done = labeller.find_done(retry_errors=retry_errors)
+    labeller.find_done(retry_errors=retry_errors)
 
     # The pool is listed twice, so that a pool of any size has a known end without being held in memory.
     listed = total = 0
+    spread: list[PoolItem] = []
     for batch in _batches(list_pool(pool, files)):
         listed += len(batch)
-        total += len(done.pending(batch))
+        total += len(labeller.find_pending(batch))
+        spread = _draw([*spread, *batch])
     to_do = min(total, limit) if limit else total
     log.info(
         "%d images listed, %d done before, %d to do with %s",
@@ -134,10 +139,11 @@ def pseudolabel(
     labeller.record_model()
     summary = RunSummary(model=segmenter.model_id, store=target.files.label, done_before=listed - total)
     errors: Counter[str] = Counter()
-    pending = itertools.chain.from_iterable(done.pending(batch) for batch in _batches(list_pool(pool, files)))
+    batches = _batches(list_pool(pool, files))
+    pending = itertools.chain.from_iterable(labeller.find_pending(batch) for batch in batches)
     work = itertools.islice(pending, limit)
     while shard := list(itertools.islice(work, shard_size)):
-        report = label_shard(summary.shards, shard, labeller, progress)
+        report = label_shard(summary.shards, shard, labeller, progress, spread)
         errors.update(report.errors)
         summary.shards += 1
         summary.images += report.images
@@ -157,6 +163,11 @@ def _fetch(address: str | None) -> str | None:
     from engine.models.download import local_copy
 
     return str(local_copy(address)) if address and "://" in address else address
+
+
+def _draw(items: Iterable[PoolItem]) -> list[PoolItem]:
+    """A few items from all over the pool: as good as drawn at random, and drawn from those drawn before they are the same."""
+    return heapq.nsmallest(_SPREAD, items, key=lambda item: zlib.crc32(item.uri.encode()))
 
 
 def _batches(items: Iterable[PoolItem]) -> Iterator[list[PoolItem]]:

@@ -43,6 +43,7 @@ class PushSummary(BaseModel):
     items: int
     waiting: int
     renewed: int
+    closed: int
     left_out: list[tuple[str, str]]
     address: str
 

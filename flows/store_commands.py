@@ -37,7 +37,7 @@ def query(
     sql: Annotated[
         str,
         typer.Argument(
-            help="One SELECT over the views images, masks, maps, labels, reviews, models, promotions (and tokens, where heads were fitted). Use - to read it from standard input."
+            help="One SELECT over the views images, masks, maps, embeddings, decisions, reviews, labels, rounds, models, promotions (and tokens, where heads were fitted). Use - to read it from standard input."
         ),
     ],
     store: StoreOption,

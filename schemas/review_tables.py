@@ -15,10 +15,14 @@ REVIEWS = pa.schema(
         documented(
             "task_id", pa.string(), "the queue's own name of the task; NULL until it is there", nullable=True
         ),
-        documented("state", pa.string(), "planned = to be sent, or sent"),
+        documented(
+            "state",
+            pa.string(),
+            "planned = to be sent, sent, or closed = not asked any more, because the store has none of its masks any more",
+        ),
         documented("image_id", pa.string(), "image that is asked about"),
         documented("model", pa.string(), "model that made the masks, name@version; hive partition key"),
-        documented("mask_ids", pa.list_(pa.string()), "masks that the task shows now"),
+        documented("mask_ids", pa.list_(pa.string()), "masks that the task shows now; none if it is closed"),
         documented(
             "chosen_by",
             pa.list_(pa.string()),

@@ -13,6 +13,8 @@ from prefect.tasks import exponential_backoff
 from tasks.retrying import may_help_to_retry
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from engine.pseudolabel import Pseudolabeller, ShardReport
     from schemas.records import PoolItem
     from tasks.progress import RunProgress
@@ -34,12 +36,16 @@ _RETRIES = 4
     persist_result=False,
 )
 def label_shard(
-    number: int, items: list[PoolItem], labeller: Pseudolabeller, progress: RunProgress
+    number: int,
+    items: list[PoolItem],
+    labeller: Pseudolabeller,
+    progress: RunProgress,
+    elsewhere: Sequence[PoolItem] = (),
 ) -> ShardReport:
     """Label the images of one shard and commit them; killed or failed, nothing of it is visible.
 
-    On the last try, single files that the storage keeps failing for are recorded as `unreachable`, so that
-    one bad address does not hold up its shard for ever.
+    On the last try, files that the storage keeps failing for are recorded as `unreachable`, so that bad
+    addresses do not hold up what is listed behind them; `elsewhere` tells them from a storage that is away.
 
     Raises:
         TransientError: the pool, the store or the device failed in passing; tried again.
@@ -47,4 +53,4 @@ def label_shard(
     """
     last_try = (task_run.run_count or 1) > _RETRIES
     with concurrency(DEVICE_LIMIT, occupy=1, strict=False):
-        return labeller.label(items, on_image=progress.advance, give_up=last_try)
+        return labeller.label(items, on_image=progress.advance, give_up=last_try, elsewhere=elsewhere)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from engine.store import Store
     from schemas.settings import AcquisitionSettings
 
-ANSWERED = "gapmap.labels.returned"
+LABELS_RETURNED = "gapmap.labels.returned"
 """The event that tells of new answers."""
 SECRET = "label-studio-api-key"
 """Name of the Prefect secret that holds the token, where LABEL_STUDIO_API_KEY does not."""
@@ -59,11 +59,12 @@ def push(
     report = push_masks(store, queue, budget, acquisition=acquisition, model=model, progress=progress)
     log = get_run_logger()
     log.info(
-        "%d masks in %d items sent, %d wait, %d items renewed",
+        "%d masks in %d items sent, %d wait, %d items renewed, %d closed",
         report.masks,
         report.items,
         report.waiting,
         report.renewed,
+        report.closed,
     )
     for name, why in report.left_out:
         log.warning("%s is left out: %s", name, why)
@@ -97,7 +98,7 @@ def _tell(store: Store, report: PullReport) -> None:
     payload: dict[str, Any] = {"answers": report.answers, "verdicts": dict(report.verdicts)}
     payload |= {"store": store.files.label, "queue": report.queue}
     emit_event(
-        event=ANSWERED,
+        event=LABELS_RETURNED,
         resource={"prefect.resource.id": "gapmap.labels", "prefect.resource.name": report.queue},
         payload=payload,
     )

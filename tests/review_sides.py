@@ -133,7 +133,8 @@ class FolderSide:
         self._answers: dict[str, dict[str, dict[str, Any]]] = {}
 
     def tasks(self) -> list[dict[str, Any]]:
-        return json.loads((self._folder / "tasks.json").read_text())  # type: ignore[no-any-return]
+        tasks = [json.loads(path.read_text()) for path in (self._folder / "tasks").glob("*.json")]
+        return sorted(tasks, key=lambda task: task["predictions"][0]["score"])
 
     def answer(
         self, task: dict[str, Any], result: list[dict[str, Any]], *, skip: bool = False, user: int = 1

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from engine.generate.defaults import complete_settings
 from engine.generate.generator import generate_masks
+from engine.mask_maker import MaskMaker
 from engine.models.loading import load_segmenter
+from engine.pool import list_pool
+from engine.pseudolabel import Pseudolabeller
 from engine.scenes import make_scene
+from engine.store import Store
 from schemas.records import Prompts
-from schemas.settings import GenerateSettings
+from schemas.settings import GenerateSettings, PoolSettings
 
 
 def test_thresholds_nobody_chose_are_those_that_suit_the_model() -> None:
@@ -62,3 +69,16 @@ def test_a_gpu_is_taken_by_itself_and_works_in_bf16(model: str) -> None:
     )
     masks = [s.decode(s.embed([pixels]), prompts).logits_NMhw.cpu() > 0 for s in (on_gpu, on_cpu)]
     assert (masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum() > 0.9
+
+
+def test_a_pool_with_a_picture_of_one_pixel_is_labelled_with_crops(tmp_path: Path) -> None:
+    """Its crop is the picture once more."""
+    Image.new("RGB", (1, 1), "red").save(tmp_path / "dot.png")
+    settings = GenerateSettings(
+        points_per_side=4, pred_iou_thresh=0, stability_score_thresh=0, crop_n_layers=2
+    )
+    store = Store(str(tmp_path / "store"))
+    maker = MaskMaker(load_segmenter("sam-nano", device="cpu"), settings)
+    Pseudolabeller(maker, store, PoolSettings()).label(list(list_pool(str(tmp_path), PoolSettings())))
+    [row] = store.query("SELECT count(*) AS masks, count(DISTINCT mask_id) AS ids FROM masks").to_pylist()
+    assert row["masks"] == row["ids"] > 0

@@ -15,6 +15,7 @@ from engine.models.loading import load_segmenter
 from engine.models.segmenter import Segmenter
 from engine.pseudolabel import Pseudolabeller, ShardReport
 from engine.store import Store
+from flows.pseudolabel import RunSummary, pseudolabel
 from schemas.errors import CheckpointError, ConfigError, TransientError
 from schemas.records import PoolItem
 from schemas.settings import GenerateSettings, PoolSettings
@@ -75,6 +76,32 @@ def test_a_storage_that_fails_for_every_file_makes_no_rows(web, labeller, store)
     assert [sum(numbers) for numbers in zip(*counted, strict=True)] == [0, 0, 0], "the bar goes back"
 
 
+def test_a_dead_link_that_is_all_a_run_has_to_do_becomes_a_row_if_the_pool_answers_elsewhere(
+    web, labeller, store
+) -> None:  # fmt: skip
+    [dead, other, good] = items(web, "down/b.png", "down/c.png", "b.png")
+    with pytest.raises(TransientError, match="for others too"):
+        labeller.label([dead], give_up=True, elsewhere=[dead, other])
+    assert store.query(ROWS).num_rows == 0
+    report = labeller.label([dead], give_up=True, elsewhere=[dead, other, good])
+    assert report.errors == {"unreachable": 1}
+    assert store.query(ROWS).to_pylist() == [{"uri": dead.uri, "error_kind": "unreachable", "masked": False}]
+
+
+def test_dead_links_behind_what_a_run_has_read_become_rows(web, labeller, store) -> None:
+    labeller.label(items(web, "b.png"))
+    assert labeller.label(items(web, "down/b.png", "down/c.png"), give_up=True).errors == {"unreachable": 2}
+
+
+def test_a_storage_that_goes_away_in_the_middle_of_a_run_makes_no_rows(web, labeller, store) -> None:
+    labeller.label(items(web, "b.png"))
+    web.shutdown()
+    web.server_close()
+    with pytest.raises(TransientError, match="for others too"):
+        labeller.label(items(web, "sub/c.JPG"), give_up=True)
+    assert store.query(ROWS).num_rows == 1
+
+
 @pytest.mark.parametrize(
     ("error", "again"),
     [(TransientError("x"), True), (ConfigError("x"), False), (CheckpointError("x"), False), (ValueError("x"), False)],
@@ -111,6 +138,26 @@ def test_an_address_that_never_answers_is_given_up_on_the_fifth_try(
     assert report.errors == {"unreachable": 1}
     assert web.asked["/down/b.png"] == 5 * 4
     assert store.query(ROWS).num_rows == 2
+
+
+@pytest.mark.slow
+def test_a_list_that_gains_a_dead_link_is_labelled_to_its_end(
+    web, prefect_server, store, tmp_path, monkeypatch
+) -> None:  # fmt: skip
+    at_once = label_shard.with_options(retry_delay_seconds=0, retry_jitter_factor=None)
+    monkeypatch.setattr("flows.pseudolabel.label_shard", at_once)
+    few = GenerateSettings(points_per_side=3, pred_iou_thresh=0, stability_score_thresh=0)
+    urls = tmp_path / "images.txt"
+
+    def label(*paths: str) -> RunSummary:
+        urls.write_text("\n".join(f"{web.url}/{path}" for path in paths))
+        with temporary_settings({PREFECT_API_URL: prefect_server["PREFECT_API_URL"]}):
+            return pseudolabel(str(urls), store.files.root, generate=few, shard_size=2, device="cpu")
+
+    begun = label("down/b.png", "down/c.png", "b.png")
+    assert (begun.images, begun.errors) == (3, {"unreachable": 2}), "what lies behind dead links is reached"
+    gained = label("down/b.png", "down/c.png", "b.png", "down/d.png")
+    assert (gained.images, gained.errors) == (1, {"unreachable": 1})
 
 
 @pytest.mark.slow

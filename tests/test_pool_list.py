@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -376,3 +377,17 @@ def test_ten_thousand_files_come_out_once_each(tmp_path):
     uris = [item.uri for item in list_pool(str(tmp_path), ANY)]
     assert len(set(uris)) == len(uris) == 10_000
     assert uris == sorted(uris)
+
+
+def test_a_list_of_many_long_urls_takes_little_memory_beside_its_own(tmp_path: Path) -> None:
+    count, urls = 20_000, tmp_path / "list.txt"
+    urls.write_text("\n".join(f"https://host/{'folder/' * 40}{number}.jpg" for number in range(count)))
+    tracemalloc.start()
+    items = list_pool(str(urls), ANY)
+    next(items)
+    begun, _ = tracemalloc.get_traced_memory()
+    listed = sum(1 for _ in itertools.islice(items, count - 2))
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (held - begun) / listed < 250, "a URL takes twice that"
+    assert next(items).uri.endswith(f"/{count - 1}.jpg")

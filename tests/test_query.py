@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 from uuid import uuid4
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ from store_rows import MODEL, commit, fetch
 from engine.store import Snapshot, Store, write_result
 from engine.store.connection import LostFileError
 from engine.store.query import fence, run_sql
+from flows.store_commands import query
 from schemas.errors import ConfigError, QueryError
 from schemas.tables import TABLES
 
@@ -352,3 +354,8 @@ def test_a_wrong_format_is_told(filled: Store) -> None:
         filled.write_query("SELECT 1", "jsn", io.StringIO())
     with pytest.raises(ConfigError, match="name a file"):
         filled.write_query("SELECT 1", "parquet", io.StringIO())
+
+
+def test_the_help_names_every_view_that_can_be_asked() -> None:
+    argument = get_type_hints(query, include_extras=True)["sql"].__metadata__[0]
+    assert not [name for name in TABLES if not re.search(rf"\b{name}\b", argument.help)]

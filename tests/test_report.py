@@ -19,10 +19,10 @@ from store_rows import MODEL, fetch, image_row, mask_rows, tables_of
 
 from engine.masks.map_crop import MapCrop
 from engine.masks.rle import encode_masks
-from engine.report.round_answers import bound_share
 from engine.report.round_page import describe_round, read_report, render_page, summarise_round
 from engine.report.round_scope import find_scope
 from engine.store import Store
+from engine.triage.accept_error import bound_share
 from flows.cli import main
 from schemas.errors import ConfigError
 from schemas.settings import TriageSettings
@@ -259,7 +259,7 @@ def test_intervals_are_those_of_clopper_and_pearson() -> None:
 
     for hits, count in ((0, 9), (3, 9), (9, 9), (40, 50)):
         exact = binomtest(hits, count).proportion_ci(0.95, "exact")
-        assert bound_share(hits / count, count) == pytest.approx((exact.low, exact.high), abs=1e-9)
+        assert bound_share(hits, count) == pytest.approx((exact.low, exact.high), abs=1e-9)
 
 
 def test_the_command_writes_the_page_and_opens_it(

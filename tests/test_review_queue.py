@@ -370,3 +370,119 @@ def test_a_pull_from_a_queue_that_is_not_there_makes_none(label_studio: LabelStu
     for _ in range(2):
         with pytest.raises(ConfigError, match="Push to it first"):
             pull_answers(store, queue)
+
+
+def test_a_push_that_was_killed_while_it_wrote_a_task_leaves_a_queue_that_is_pushed_to_and_pulled_from(
+    store: Store, pool: Any, tmp_path: Path
+) -> None:
+    side = FolderSide(tmp_path / "queue")
+    push_masks(store, side.queue, 8)
+    whole = next((tmp_path / "queue" / "tasks").glob("*.json"))
+    text = whole.read_text()
+    whole.with_name(f".{whole.stem}-0123456789abcdef.json").write_text(text[:100])
+    whole.with_name(f".{whole.stem}-fedcba9876543210.json").write_text(text)
+    (tmp_path / "queue" / "answers" / ".copied-in-part.json").write_text(text[:100])
+    push_masks(store, side.queue, 9)
+    tasks = json.loads((tmp_path / "queue" / "tasks.json").read_text())
+    keys = [task["data"]["item_key"] for task in tasks]
+    assert len(keys) == len(set(keys)) == store.query("FROM reviews").num_rows
+    assert pull_answers(store, side.queue).answers == 0
+
+
+def test_what_people_have_answered_is_not_handed_to_label_studio_again(
+    store: Store, pool: Any, tmp_path: Path
+) -> None:
+    side = FolderSide(tmp_path / "queue")
+    push_masks(store, side.queue, 20)
+
+    def handed_on() -> list[dict[str, Any]]:
+        return json.loads((tmp_path / "queue" / "tasks.json").read_text())  # type: ignore[no-any-return]
+
+    tasks = handed_on()
+    assert tasks == side.tasks(), "most uncertain first"
+    answer = side.answer(tasks[0], shown(tasks[0]))
+    pull_answers(store, side.queue)
+    push_masks(store, side.queue, 1)
+    assert handed_on() == tasks[1:]
+    side.withdraw(tasks[0], answer)
+    pull_answers(store, side.queue)
+    push_masks(store, side.queue, 1)
+    assert handed_on() == tasks
+
+
+def test_masks_that_were_labelled_away_before_they_were_shown_are_not_answered_for(
+    store: Store, pool: Any, tmp_path: Path
+) -> None:
+    side, folder = FolderSide(tmp_path / "queue"), tmp_path / "pool"
+    folder.rename(tmp_path / "away")
+    asked = push_masks(store, side.queue, 20, acquisition=AcquisitionSettings(random_share=0))
+    assert (asked.masks, len(asked.left_out)) == (0, 5), "planned, and not shown"
+    folder.mkdir()
+    for name, masks in (("00.jpg", 2), ("02.jpg", 0)):  # as a run with other settings would that finds fewer
+        (tmp_path / "away" / name).rename(folder / name)
+        label_pool(store, folder, masks=masks)
+        (folder / name).rename(tmp_path / "away" / name)
+    folder.rmdir()
+    (tmp_path / "away").rename(folder)
+
+    report = push_masks(store, side.queue, 14)
+    assert (report.masks, report.items, report.waiting, report.closed) == (14, 4, 14, 1)
+    task = next(task for task in side.tasks() if len(shown(task)) == 2)
+    side.answer(task, shown(task))
+    pull_answers(store, side.queue)
+    assert [row["verdict"] for row in labels(store)] == ["correct", "correct"]
+    key = task["data"]["item_key"]
+    [row] = store.query(f"FROM reviews WHERE item_key = '{key}'").to_pylist()
+    assert row["mask_ids"] == [region["id"] for region in shown(task)]
+    assert row["chosen_by"] == ["uncertainty"] * 2
+    assert push_masks(store, side.queue, 12).closed == 0, "told once"
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        7,
+        [None],
+        ["text"],
+        [{"id": [1], "type": "choices", "from_name": "verdict", "value": {"choices": ["correct"]}}],
+        [{"id": "a", "type": "choices", "from_name": "verdict", "value": {"choices": {"a": 1}}}],
+        [{"id": "a", "type": "textarea", "from_name": "comment", "value": [3]}],
+    ],
+)
+def test_an_answer_that_label_studio_does_not_write_is_a_row_and_the_others_are_pulled(
+    store: Store, pool: Any, tmp_path: Path, result: Any
+) -> None:
+    side = FolderSide(tmp_path / "queue")
+    push_masks(store, side.queue, 20)
+    task, other = side.tasks()[:2]
+    odd = side.answer(task, result)
+    side.answer(task, shown(task), user=2)
+    side.answer(other, shown(other))
+    assert pull_answers(store, side.queue).answers == 3
+    rows = labels(store)
+    assert [row["verdict"] for row in rows if row["annotation_id"] == odd] == ["unreadable"]
+    assert {(row["verdict"], row["agreement"]) for row in rows if row["annotation_id"] != odd} == {
+        ("correct", None)
+    }
+
+
+def test_a_region_with_a_picture_that_is_none_is_a_row(store: Store, pool: Any, tmp_path: Path) -> None:
+    side = FolderSide(tmp_path / "queue")
+    push_masks(store, side.queue, 20)
+    task = side.tasks()[0]
+    first, *rest = shown(task)
+    side.answer(task, [{**first, "type": "bitmask", "value": {"imageDataURL": 7}}, *rest])
+    pull_answers(store, side.queue)
+    verdicts = {row["region"]: row["verdict"] for row in labels(store)}
+    assert verdicts == {first["id"]: "unreadable"} | {region["id"]: "correct" for region in rest}
+
+
+def test_an_export_without_answers_where_they_belong_is_named(
+    store: Store, pool: Any, tmp_path: Path
+) -> None:
+    side = FolderSide(tmp_path / "queue")
+    push_masks(store, side.queue, 20)
+    data = side.tasks()[0]["data"]
+    (tmp_path / "queue" / "answers" / "odd.json").write_text(json.dumps([{"data": data, "annotations": [7]}]))
+    with pytest.raises(ConfigError, match=r"odd\.json holds an answer .* '7'"):
+        pull_answers(store, side.queue)

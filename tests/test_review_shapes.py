@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import base64
+import tracemalloc
+from datetime import UTC, datetime
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
+from engine.review.answers import AskedItem, read_answers
+from engine.review.queue import AnsweredTask
 from engine.review.shapes import draw_region, is_shape
 
 SIZE = (40, 60)
@@ -73,3 +77,23 @@ def test_choices_and_texts_are_no_regions() -> None:
     assert not is_shape({"type": "textarea"})
     assert is_shape({"type": "brushlabels"})
     assert is_shape({"type": "brush"})
+
+
+def test_a_crowded_task_of_several_annotators_is_read_in_the_memory_of_a_few_masks() -> None:
+    size, place = (1500, 2000), {"original_height": 1500, "original_width": 2000, "image_rotation": 0}
+
+    def draw(number: int, width: float) -> dict[str, Any]:
+        box = {"x": 3 * number, "y": 40, "width": width, "height": 50}
+        return {"id": f"new-{number}", "type": "rectangle", **place, "value": box}
+
+    answers = [
+        {"id": user, "completed_by": user, "result": [draw(number, 2 - 0.5 * user) for number in range(20)]}
+        for user in range(3)
+    ]
+    task = AnsweredTask("1", "0" * 32, datetime.now(UTC), answers)
+    tracemalloc.start()
+    rows = read_answers("folder:queue", task, AskedItem("1" * 32, "nano@0123456789ab", size, (), {}))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [row["agreement"] for row in rows[::20]] == pytest.approx([0.625, 0.708, 0.583], abs=0.02)
+    assert peak < 10 * size[0] * size[1], "sixty masks were drawn"

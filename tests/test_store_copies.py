@@ -57,6 +57,20 @@ def test_a_copy_in_a_later_shard_is_not_masked_again(
     assert fetch(local_store, "SELECT count(DISTINCT attempt), count(*) FROM images") == [(2, 3)]
 
 
+def test_a_long_run_asks_the_store_what_it_has_masked_and_remembers_only_the_last_of_it(
+    segmenter: Segmenter, local_store: Store, items: dict[str, PoolItem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.pseudolabel._REMEMBERED", 2)
+    run = labeller(segmenter, local_store, 2)
+    reports = [run.label([items[name]]) for name in ("00", "02", "01", "copy")]
+    assert [report.reused for report in reports] == [0, 0, 0, 1]
+    assert len(run._since) <= 2
+    assert stored_masks(local_store) == sum(report.masks for report in reports)
+    assert run.find_pending(list(items.values())) == [
+        item for name, item in items.items() if name not in ("00", "02")
+    ], "as it was when it was last asked"
+
+
 def test_a_copy_in_a_later_shard_finds_masks_that_a_compaction_moved(
     segmenter: Segmenter, local_store: Store, items: dict[str, PoolItem]
 ) -> None:

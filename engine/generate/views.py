@@ -46,7 +46,7 @@ def plan_views(image: int, image_size: tuple[int, int], settings: GenerateSettin
     """Views of one image, tile after tile, the larger crops first.
 
     Points and crops are those of `segment_anything.SamAutomaticMaskGenerator`; within a tile, which
-    is their image.
+    is their image. No crop comes twice.
 
     Args:
         image: index that the views carry.
@@ -70,8 +70,11 @@ def plan_views(image: int, image_size: tuple[int, int], settings: GenerateSettin
         crops, layers = generate_crop_boxes(
             (bottom - top, right - left), settings.crop_n_layers, settings.crop_overlap_ratio
         )
+        seen: set[Box] = set()
         for (x0, y0, x1, y1), layer in zip(crops, layers, strict=True):
-            if x1 > x0 and y1 > y0:  # an image of a few pixels has crops without any
-                crop = (left + x0, top + y0, left + x1, top + y1)
+            crop = (left + x0, top + y0, left + x1, top + y1)
+            # An image of a few pixels has crops without any, and crops that are the same.
+            if x1 > x0 and y1 > y0 and crop not in seen:
+                seen.add(crop)
                 views.append(View(image, tile, crop, grids[layer] * (x1 - x0, y1 - y0)))
     return views

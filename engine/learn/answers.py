@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from engine.learn.data import LabelledImage, LabelledMask, learnable_images, read_sets
 from engine.learn.image_loaders import PoolLoader
+from engine.triage.people import JUDGED
 from schemas.records import TASKS
 
 if TYPE_CHECKING:
@@ -31,9 +32,9 @@ _VERDICTS = """
     SELECT verdict, count(*) AS n FROM labels WHERE pulled_at >= $began AND verdict <> 'withdrawn' GROUP BY verdict
     ORDER BY n DESC, verdict
 """
-_NEW = """
+_NEW = f"""
     SELECT count(*) AS n, date_part('epoch', now() - min(pulled_at)) / 3600 AS oldest_h FROM labels
-    WHERE verdict IN ('correct', 'fixed', 'new', 'no object', 'deleted')
+    WHERE verdict IN {JUDGED}
     AND pulled_at > (SELECT coalesce(max(created_at), '1970-01-01'::TIMESTAMPTZ) FROM models WHERE parent IS NOT NULL)
 """
 

@@ -12,24 +12,15 @@ import cv2
 import numpy as np
 
 
-def mask_boundary(mask_HW: np.ndarray, dilation_ratio: float = 0.02) -> np.ndarray:
-    """Pixels of a mask within a distance of its edge; the image's border counts as an edge.
+def boundary_iou(mask_a_HW: np.ndarray, mask_b_HW: np.ndarray, dilation_ratio: float = 0.02) -> float:
+    """IoU of two masks' boundaries, 0..1; 0 if neither has one. The cost is that of the box around both.
+
+    A mask's boundary is what of it lies within a distance of its edge; the image's border counts as an edge.
 
     Args:
-        mask_HW: bool, the whole image.
+        mask_a_HW, mask_b_HW: bool, the whole image.
         dilation_ratio: distance (chessboard, at least 1 pixel) as a share of the image diagonal.
-
-    Returns:
-        bool, HW.
     """
-    boundary_HW = np.zeros(mask_HW.shape, bool)
-    inside = _box(mask_HW)
-    boundary_HW[inside] = _band(mask_HW[inside], _distance(mask_HW.shape, dilation_ratio))
-    return boundary_HW
-
-
-def boundary_iou(mask_a_HW: np.ndarray, mask_b_HW: np.ndarray, dilation_ratio: float = 0.02) -> float:
-    """IoU of two masks' boundaries, 0..1; 0 if neither has one. The cost is that of the box around both."""
     distance = _distance(mask_a_HW.shape, dilation_ratio)
     inside = _box(mask_a_HW | mask_b_HW)
     a, b = _band(mask_a_HW[inside], distance), _band(mask_b_HW[inside], distance)

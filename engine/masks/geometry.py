@@ -5,13 +5,8 @@ Shape suffixes: N masks, H W image, 4 box x0 y0 x1 y1 (x1 and y1 exclusive), pix
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from scipy import ndimage
-
-if TYPE_CHECKING:
-    pass
 
 _EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Iterator
+from hashlib import blake2b
 from urllib.parse import unquote
 
 from fsspec import AbstractFileSystem
@@ -88,7 +89,7 @@ def _read_list(
     filesystem: AbstractFileSystem, address: Address, shown: str, selection: Selection
 ) -> Iterator[PoolItem]:
     """One URL a line; blank lines and lines that begin with # are passed over, repeats too."""
-    seen: set[str] = set()
+    seen: set[bytes] = set()  # 16 bytes stand for a URL: a list may have millions
     with open_stream(filesystem, address) as file:
         whole = file.read()  # all of it: no server keeps a connection open while the images are labelled
     for number, line_bytes in enumerate(io.BytesIO(whole), start=1):
@@ -108,8 +109,9 @@ def _read_list(
             )
         parse_address(line)  # an unknown storage is a mistake in the list, not a broken image
         below = unquote(uri.partition("://")[2].partition("?")[0].partition("/")[2])
-        if uri not in seen and selection.takes(below):
-            seen.add(uri)
+        digest = blake2b(uri.encode(), digest_size=16).digest()
+        if digest not in seen and selection.takes(below):
+            seen.add(digest)
             yield PoolItem(uri, UNVERSIONED, None, None if uri == line else line)
 
 

@@ -12,21 +12,22 @@ import numpy as np
 
 from engine.evaluate.bootstrap import ALL_TASKS
 from engine.learn.answers import is_kept_out
-from engine.report.round_data import ANSWERED
 from engine.report.round_scope import RoundScope
+from engine.triage.accept_error import bound_share
+from engine.triage.people import JUDGED
 from engine.uncertainty.calibration import measure_reliability
 
 if TYPE_CHECKING:
     from engine.store.snapshot import Snapshot
 
-_BINS, _CONFIDENCE = 10, 0.95
+_BINS = 10
 _SAME_MASK = 0.5  # IoU from which on a mask is taken for the one that was asked about
 _PAGE = 200  # images whose masks are held at once
 # Of several answers to one mask one counts, as in fine-tuning; a mask that was taken away is an object of no pixels.
 _ASKED = f"""
     SELECT l.mask_id, l.image_id, l.rle, l.height, l.width, coalesce(l.iou, 0) AS iou, l.model, m.rle AS shown,
            min(l.pulled_at) OVER (PARTITION BY l.image_id) AS pulled_at
-    FROM (FROM labels WHERE mask_id IS NOT NULL AND verdict IN {ANSWERED} AND pulled_at < $until
+    FROM (FROM labels WHERE mask_id IS NOT NULL AND verdict IN {JUDGED} AND pulled_at < $until
           AND (iou IS NOT NULL OR verdict IN ('no object', 'deleted'))
           QUALIFY row_number() OVER (PARTITION BY mask_id ORDER BY agreement DESC NULLS LAST, answered_at DESC) = 1) l
     JOIN masks m ON m.mask_id = l.mask_id AND m.model = l.model AND m.image_id = l.image_id
@@ -40,7 +41,7 @@ _MASKS = """
 _MODEL = "SELECT parent, created_at FROM models WHERE model = $model"
 _VERSIONS = f"""
     SELECT m.model, m.parent, m.metrics, m.created_at, p.action, p.numbers,
-           (SELECT count(*) FROM labels WHERE verdict IN {ANSWERED} AND pulled_at <= m.created_at) AS answers
+           (SELECT count(*) FROM labels WHERE verdict IN {JUDGED} AND pulled_at <= m.created_at) AS answers
     FROM models m LEFT JOIN (FROM promotions WHERE action <> 'restored'
                              QUALIFY row_number() OVER (PARTITION BY model ORDER BY decided_at DESC) = 1) p USING (model)
     WHERE m.parent IS NOT NULL AND m.created_at < $until AND split_part(m.model, '@', 1) = $name
@@ -102,16 +103,6 @@ def measure_calibrations(snapshot: Snapshot, scope: RoundScope) -> list[Calibrat
     return [of for of in measured if of.count]
 
 
-def bound_share(share: float, count: int, confidence: float = _CONFIDENCE) -> tuple[float, float]:
-    """Clopper-Pearson interval of a share of `count` trials, 0..1; the share need not be one of whole successes."""
-    from scipy.stats import beta
-
-    hits, tail = share * count, (1 - confidence) / 2
-    low = float(beta.ppf(tail, hits, count - hits + 1)) if hits > 0 else 0.0
-    high = float(beta.ppf(1 - tail, hits + 1, count - hits)) if hits < count else 1.0
-    return low, high
-
-
 def read_versions(snapshot: Snapshot, scope: RoundScope) -> list[TaughtVersion]:
     """Versions of the round's model that were fine-tuned until its end, the oldest first."""
     return [
@@ -139,7 +130,7 @@ def _measure(snapshot: Snapshot, model: str, asked: Sequence[Mapping[str, Any]])
             pairs += _match(model, by_image[image_id], masks[image_id])
     predicted, true = np.array(pairs, float).reshape(-1, 2).T
     bins = measure_reliability(predicted, true, _BINS)
-    bounds = [bound_share(share, count) for share, count in zip(bins.true, bins.count, strict=True)]
+    bounds = [bound_share(share * count, count) for share, count in zip(bins.true, bins.count, strict=True)]
     return Calibration(
         model=model,
         predicted=bins.predicted,

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from engine.pool.address import last_name, redact
 from engine.report.round_scope import RoundScope
+from engine.triage.people import JUDGED
 
 if TYPE_CHECKING:
     from engine.store.snapshot import Snapshot
 
-ANSWERED = "('correct', 'fixed', 'new', 'no object', 'deleted')"
-"""Verdicts that say something of a mask, as SQL."""
 GROUPS = ("accepted", "people", "others")
 """Masks that were accepted, that people were asked about, and those neither holds for."""
 # Column: (steps to 1, first and last step that is counted; what lies beyond counts there).
@@ -78,7 +77,7 @@ _PEOPLE = """
            count(*) AS answers_so_far, sum(seconds) AS seconds_so_far, coalesce(sum(masks), 0)::BIGINT AS masks_so_far,
            count(DISTINCT annotator) AS annotators
     FROM (SELECT queue, task_id, annotation_id, any_value(annotator) AS annotator, max(seconds) AS seconds,
-                 max(pulled_at) AS pulled_at, count(*) FILTER (verdict IN {answered}) AS masks
+                 max(pulled_at) AS pulled_at, count(*) FILTER (verdict IN {judged}) AS masks
           FROM labels WHERE pulled_at < $until GROUP BY queue, task_id, annotation_id)
 """
 _GATE = """
@@ -162,7 +161,7 @@ def read_round(snapshot: Snapshot, scope: RoundScope) -> RoundData:
         decisions=snapshot.rows(_DECISIONS, decided),
         repairs=snapshot.rows(_REPAIRS, of_model),
         verdicts=snapshot.rows(_VERDICTS, window),
-        people=snapshot.rows(_PEOPLE.format(answered=ANSWERED), window)[0],
+        people=snapshot.rows(_PEOPLE.format(judged=JUDGED), window)[0],
         gate=_read_gate(snapshot.rows(_GATE, {"name": scope.name, **window})),
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.masks.rle import decode_rle, encode_masks
+from engine.masks.rle import encode_masks, mask_iou
 from engine.review.label_studio_json import COMMENT, KIND, KINDS, VERDICT
 from engine.review.queue import AnsweredTask
 from engine.review.shapes import draw_region, is_shape
@@ -41,9 +41,15 @@ def read_answers(queue: str, task: AnsweredTask, item: AskedItem) -> list[dict[s
     Where several people answered, `agreement` says of each mask how far they drew the same.
     """
     rows = [row for answer in task.annotations for row in _read_answer(queue, task, item, answer)]
-    if len({row["annotation_id"] for row in rows if row["verdict"] != "skipped"}) > 1:
+    if len(_find_answered(rows)) > 1:
         _add_agreement(rows, item.size)
     return rows
+
+
+def list_results(answer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The regions of an answer, and what is said of them, as far as they are what Label Studio writes."""
+    results = answer.get("result")
+    return [of for of in results if _is_result(of)] if isinstance(results, list) else []
 
 
 def identify(answer: Mapping[str, Any], task: AnsweredTask) -> tuple[str, datetime]:
@@ -79,7 +85,7 @@ def _read_answer(
         "answered_at": answered_at,
         "task_changed_at": task.changed_at,
     }
-    results = [result for result in answer.get("result") or [] if isinstance(result, Mapping)]
+    results = list_results(answer)
     regions = [result for result in results if is_shape(result)]
     said = {
         result["id"]: chosen for result in results if (chosen := _choice(result, VERDICT)) and "id" in result
@@ -109,6 +115,9 @@ def _read_answer(
 
     if answer.get("was_cancelled"):
         return [row(mask_id, "skipped") for mask_id in item.mask_ids] or [row("", "skipped")]
+    if results != (answer.get("result") or []):
+        # Whatever the rest is, it may be of a mask that would pass for one they took away.
+        return [row("", "unreadable", comment="The answer holds what Label Studio does not write.")]
     rows = []
     for region in regions:
         name = str(region.get("id", ""))
@@ -123,12 +132,11 @@ def _read_answer(
         if not mask_HW.any():
             rows.append(row(name, "deleted" if name in item.rles else "nothing"))
             continue
-        shown = item.rles.get(name)
-        if shown is None:
-            rows.append(row(name, "new", mask_HW))
-        else:
-            iou = _iou(mask_HW, decode_rle([shown], *item.size)[0])
-            rows.append(row(name, "correct" if iou == 1 else "fixed", mask_HW, iou=iou))
+        drawn = row(name, "new", mask_HW)
+        if shown := item.rles.get(name):
+            iou = float(mask_iou([drawn["rle"]], [shown], *item.size)[0, 0])
+            drawn |= {"verdict": "correct" if iou == 1 else "fixed", "iou": iou}
+        rows.append(drawn)
     there = {str(region.get("id", "")) for region in regions}
     # An answer that was begun before the masks were replaced is about those that it shows.
     if not there or there & set(item.mask_ids):
@@ -141,12 +149,15 @@ def _add_agreement(rows: list[dict[str, Any]], size: tuple[int, int]) -> None:
 
     New masks are each compared with the other's most alike one.
     """
-    answers = {row["annotation_id"] for row in rows if row["verdict"] != "skipped"}
-    masks = {id(row): decode_rle([row["rle"]], *size)[0] if row["rle"] else None for row in rows}
+    answers = _find_answered(rows)
+    drawn = [row for row in rows if row["rle"]]
+    place = {id(row): i for i, row in enumerate(drawn)}
+    rles = [row["rle"] for row in drawn]
+    iou_DD = mask_iou(rles, rles, *size)
     for row in rows:
         if row["verdict"] in ("skipped", "nothing", "unreadable"):
             continue
-        mine, ious = masks[id(row)], []
+        mine, ious = place.get(id(row)), []
         for other in answers - {row["annotation_id"]}:
             of = [each for each in rows if each["annotation_id"] == other]
             alike = [
@@ -154,17 +165,24 @@ def _add_agreement(rows: list[dict[str, Any]], size: tuple[int, int]) -> None:
                 for each in of
                 if each["region"] == row["region"] or (row["mask_id"] is None and each["mask_id"] is None)
             ]
-            theirs = [masks[id(each)] for each in alike]
+            theirs = [place[id(each)] for each in alike if id(each) in place]
             if mine is None:
-                ious.append(float(not any(mask is not None for mask in theirs)))
+                ious.append(float(not theirs))
             else:
-                ious.append(max((_iou(mine, mask) for mask in theirs if mask is not None), default=0.0))
+                ious.append(max(iou_DD[mine, theirs], default=0.0))
         row["agreement"] = float(np.mean(ious))
 
 
-def _iou(mask_HW: np.ndarray, other_HW: np.ndarray) -> float:
-    union = np.count_nonzero(mask_HW | other_HW)
-    return np.count_nonzero(mask_HW & other_HW) / union if union else 1.0
+def _find_answered(rows: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Answers of which anything can be read."""
+    return {row["annotation_id"] for row in rows if row["verdict"] not in ("skipped", "unreadable")}
+
+
+def _is_result(result: Any) -> bool:
+    if not isinstance(result, Mapping) or not isinstance(result.get("id"), str | int | None):
+        return False
+    value = result.get("value") or {}
+    return isinstance(value, Mapping) and isinstance(value.get("choices") or [], list)
 
 
 def _choice(result: Mapping[str, Any], name: str) -> str | None:

@@ -1,6 +1,7 @@
 """A review queue without a server: a folder of Label Studio's JSON.
 
-FOLDER/tasks/ITEM_KEY.json     one task each, as Label Studio imports them (all at once: tasks.json)
+FOLDER/tasks/ITEM_KEY.json     one task each, as Label Studio imports them
+FOLDER/tasks.json              all that nobody has answered, in one file
 FOLDER/media/…                 the pictures
 FOLDER/answers/*.json          what comes back: exports of Label Studio (JSON), or of anything that writes the same
 
@@ -10,7 +11,7 @@ An answer's task is known by `data.item_key`, so the tasks may have gone through
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ class FolderQueue:
         items: Sequence[ReviewItem],
         sent: Callable[[dict[str, str]], None],
         left_out: Callable[[ReviewItem, str], None],
+        answered: Collection[str],
     ) -> None:
         for item in items:
             try:
@@ -61,7 +63,7 @@ class FolderQueue:
                 left_out(item, str(error))
             else:
                 sent({item.item_key: item.item_key})
-        self._write_whole()
+        self._write_whole(answered)
 
     def update(self, task_id: str, item: ReviewItem) -> None:
         self._write(item)
@@ -69,7 +71,7 @@ class FolderQueue:
     def answers(self, since: datetime | None, known: frozenset[str]) -> Iterator[list[AnsweredTask]]:
         # Every export is read each time: one that is put here today may bear last week's date.
         found: dict[str, AnsweredTask] = {}
-        for path in sorted((self._folder / "answers").glob("*.json")):
+        for path in _list_json(self._folder / "answers"):
             changed = datetime.fromtimestamp(path.stat().st_mtime, UTC)
             for key, answers in _read_export(path):
                 # Of several exports that hold a task the one written last is right.
@@ -87,19 +89,31 @@ class FolderQueue:
         with written_whole(path) as part:
             part.write_text(json.dumps(task))
 
-    def _write_whole(self) -> None:
-        """All tasks in one file, and the interface: what one gives to Label Studio's import."""
-        tasks = [json.loads(path.read_text()) for path in sorted((self._folder / "tasks").glob("*.json"))]
-        tasks.sort(key=lambda task: task["predictions"][0]["score"])
+    def _write_whole(self, answered: Collection[str]) -> None:
+        """The tasks that wait in one file, and the interface: what one gives to Label Studio's import."""
+        waiting = [path for path in _list_json(self._folder / "tasks") if path.stem not in answered]
+        waiting.sort(key=_read_score)
         self._folder.mkdir(parents=True, exist_ok=True)
         (self._folder / "answers").mkdir(exist_ok=True)
-        with written_whole(self._folder / "tasks.json") as part:
-            part.write_text(json.dumps(tasks))
+        with written_whole(self._folder / "tasks.json") as part, part.open("w") as file:
+            file.write("[")
+            for place, path in enumerate(waiting):  # one at a time: a task is as large as its masks
+                file.write((", " if place else "") + path.read_text())
+            file.write("]")
         with written_whole(self._folder / "interface.xml") as part:
             part.write_text(LABEL_CONFIG)
 
     def _task(self, key: str) -> Path:
         return self._folder / "tasks" / f"{key}.json"
+
+
+def _list_json(folder: Path) -> list[Path]:
+    """Files of a folder that are whole: a name with a dot in front is of one that is being written, or was left by a kill."""
+    return sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
+
+
+def _read_score(path: Path) -> float:
+    return float(json.loads(path.read_text())["predictions"][0]["score"])
 
 
 def _read_export(path: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
@@ -114,4 +128,8 @@ def _read_export(path: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         data = task.get("data") if isinstance(task, dict) else None
         key = data.get("item_key") if isinstance(data, dict) else None
         if isinstance(key, str) and isinstance(task.get("annotations"), list):
+            if odd := [answer for answer in task["annotations"] if not isinstance(answer, dict)]:
+                raise ConfigError(
+                    f"{path} holds an answer that Label Studio does not write: {str(odd[0])[:100]!r}. Export it again, or take it away."
+                )
             yield key, task["annotations"]

@@ -6,7 +6,7 @@ Tasks are known by their `item_key`, whatever the project is called; nothing is 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -89,6 +89,7 @@ class LabelStudioQueue:
         items: Sequence[ReviewItem],
         sent: Callable[[dict[str, str]], None],
         left_out: Callable[[ReviewItem, str], None],
+        answered: Collection[str],
     ) -> None:
         project = self.project_id
         chunks = [items[start : start + _AT_ONCE] for start in range(0, len(items), _AT_ONCE)]

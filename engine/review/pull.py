@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from engine.review.answers import AskedItem, identify, read_answers, withdraw
+from engine.review.answers import AskedItem, identify, list_results, read_answers, withdraw
 from engine.review.queue import AnsweredTask, ReviewQueue
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def _load_items(store: Store, queue: str, tasks: Sequence[AnsweredTask]) -> dict
         str(region.get("id"))
         for task in tasks
         for answer in task.annotations
-        for region in answer.get("result") or []
+        for region in list_results(answer)
     }
     mask_ids = sorted(regions | {mask_id for row in rows for mask_id in row["mask_ids"]})
     shown = {"images": sorted({row["image_id"] for row in rows}), "mask_ids": mask_ids}

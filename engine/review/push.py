@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.review.items import ReviewItem, group_masks, make_key
+from engine.review.items import ReviewItem, group_masks
+from engine.review.plans import mark_sent, plan_item, shrink_plan
 from engine.review.queue import ReviewQueue
-from engine.review.selection import load_items, newest_model, open_items
+from engine.review.selection import answered_keys, load_items, newest_model, open_items
 from engine.triage.acquisition import select_masks
 from engine.triage.reading import FreeMasks, read_embeddings, read_free_masks
 from schemas.errors import ImageError
@@ -36,6 +36,7 @@ class PushReport:
         masks, items: newly sent, or sent again because somebody had deleted their tasks.
         waiting: masks that people have not answered, with these.
         renewed: unanswered items that show masks of a newer model now.
+        closed: items that are asked no more, because none of their masks is in the store any more.
         left_out: items that could not be shown, and are tried again by the next push: name of the image, and why.
     """
 
@@ -45,6 +46,7 @@ class PushReport:
     items: int = 0
     waiting: int = 0
     renewed: int = 0
+    closed: int = 0
     left_out: list[tuple[str, str]] = field(default_factory=list)
 
     def leave_out(self, item: ReviewItem, why: str) -> None:
@@ -82,14 +84,16 @@ def push_masks(
     waiting = open_items(store, queue.name)
     there = queue.find([row["item_key"] for row in waiting])
     present = [row for row in waiting if row["item_key"] in there]
-    store.append("reviews", [_sent(row, there[row["item_key"]]) for row in present if row["state"] != "sent"])
+    store.append(
+        "reviews", [mark_sent(row, there[row["item_key"]]) for row in present if row["state"] != "sent"]
+    )
     _renew(store, queue, present, there, model, report)
     # What was planned or deleted goes first: what cannot be shown takes no room from the rest.
     _send(store, queue, [row for row in waiting if row["item_key"] not in there], report, progress)
     report.waiting = sum(len(row["mask_ids"]) for row in present) + report.masks
     if (room := budget - report.waiting) > 0:
         chosen = _choose(store, queue.name, model, room, acquisition or AcquisitionSettings())
-        planned = [_plan(queue.name, model, of, priority) for of, priority in group_masks(chosen)]
+        planned = [plan_item(queue.name, model, of, priority) for of, priority in group_masks(chosen)]
         store.append("reviews", planned)
         before = report.masks
         _send(store, queue, planned, report, progress)
@@ -122,7 +126,7 @@ def _send(
     report: PushReport,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Send planned items, and write down each that arrived."""
+    """Send planned items, and write down each that arrived; what is not to be seen any more leaves the plan before that."""
     by_key = {row["item_key"]: row for row in rows}
     items: list[ReviewItem] = []
     for model in dict.fromkeys(row["model"] for row in rows):
@@ -132,6 +136,15 @@ def _send(
             [(row["item_key"], row["mask_ids"], row["priority"]) for row in rows if row["model"] == model],
         )
     items.sort(key=lambda item: -item.priority)
+    showable = {item.item_key: item for item in items}
+    changed = [
+        shrink_plan(row, showable.get(key))
+        for key, row in by_key.items()
+        if key not in showable or len(showable[key].masks) < len(row["mask_ids"])
+    ]
+    store.append("reviews", changed)
+    by_key |= {row["item_key"]: row for row in changed}
+    report.closed += len(by_key) - len(items)
     done = 0
 
     def tell(count: int) -> None:
@@ -141,7 +154,7 @@ def _send(
             progress(done, len(items))
 
     def sent(task_ids: dict[str, str]) -> None:
-        store.append("reviews", [_sent(by_key[key], task_id) for key, task_id in task_ids.items()])
+        store.append("reviews", [mark_sent(by_key[key], task_id) for key, task_id in task_ids.items()])
         report.items += len(task_ids)
         report.masks += sum(len(by_key[key]["mask_ids"]) for key in task_ids)
         tell(len(task_ids))
@@ -150,7 +163,7 @@ def _send(
         report.leave_out(item, why)
         tell(1)
 
-    queue.send(items, sent, left_out)
+    queue.send(items, sent, left_out, answered_keys(store, queue.name))
 
 
 def _renew(
@@ -197,34 +210,9 @@ def _renew(
             "uncertainty": item.uncertainty,
             "priority": item.priority,
         }
-        renewed.append(_sent({**old[item.item_key], **shows}, task_id))
+        renewed.append(mark_sent({**old[item.item_key], **shows}, task_id))
         if len(renewed) == _RENEWED_AT_ONCE:
             store.append("reviews", renewed)
             report.renewed, renewed = report.renewed + len(renewed), []
     store.append("reviews", renewed)
     report.renewed += len(renewed)
-
-
-def _plan(queue: str, model: str, masks: Sequence[Mapping[str, Any]], priority: float) -> dict[str, Any]:
-    """The row that says that an item is to be sent."""
-    first = masks[0]
-    mask_ids = [mask["mask_id"] for mask in masks]
-    return {
-        "queue": queue,
-        "item_key": make_key(first["image_id"], mask_ids),
-        "task_id": None,
-        "state": "planned",
-        "image_id": first["image_id"],
-        "model": model,
-        "mask_ids": mask_ids,
-        "chosen_by": [mask["chosen_by"] for mask in masks],
-        "uncertainty": max(mask["uncertainty"] for mask in masks),
-        "priority": priority,
-        "width": first["width"],
-        "height": first["height"],
-        "written_at": datetime.now(UTC),
-    }
-
-
-def _sent(row: Mapping[str, Any], task_id: str) -> dict[str, Any]:
-    return {**row, "state": "sent", "task_id": task_id, "written_at": datetime.now(UTC)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -45,6 +45,7 @@ class ReviewQueue(Protocol):
         items: Sequence[ReviewItem],
         sent: Callable[[dict[str, str]], None],
         left_out: Callable[[ReviewItem, str], None],
+        answered: Collection[str],
     ) -> None:
         """Add items that are not there yet.
 
@@ -52,6 +53,7 @@ class ReviewQueue(Protocol):
             items: those of the highest priority first.
             sent: called with task ids by item_key as soon as some are in the queue.
             left_out: called with an item that cannot be shown (its image is gone, say), and why.
+            answered: keys of items that people have answered: a queue that hands on what waits leaves them out.
         """
         ...
 

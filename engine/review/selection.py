@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from engine.store import Store
 
 _MODELS = "SELECT model FROM images WHERE n_masks > 0 GROUP BY model ORDER BY max(committed_at) DESC"
-_OPEN = """
-    SELECT * FROM reviews WHERE queue = $queue AND item_key NOT IN
-        (SELECT item_key FROM labels WHERE queue = $queue AND verdict <> 'withdrawn')
+_ANSWERED = "SELECT DISTINCT item_key FROM labels WHERE queue = $queue AND verdict <> 'withdrawn'"
+_OPEN = f"""
+    SELECT * FROM reviews WHERE queue = $queue AND state <> 'closed' AND item_key NOT IN ({_ANSWERED})
     ORDER BY coalesce(priority, uncertainty) DESC, item_key
 """
 _MASKS = """
@@ -51,6 +51,12 @@ def newest_model(store: Store, asked: str | None = None) -> str:
 def open_items(store: Store, queue: str) -> list[dict[str, Any]]:
     """Rows of `reviews` that were planned or sent and that nobody has answered, in the order of their priority."""
     return store.read(lambda snapshot: snapshot.rows(_OPEN, {"queue": queue}))
+
+
+def answered_keys(store: Store, queue: str) -> frozenset[str]:
+    """Keys of the items that people have answered or skipped."""
+    rows = store.read(lambda snapshot: snapshot.rows(_ANSWERED, {"queue": queue}))
+    return frozenset(row["item_key"] for row in rows)
 
 
 def load_items(

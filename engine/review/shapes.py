@@ -53,7 +53,7 @@ def draw_region(region: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
             return _fill(_corners(value), size)
         if kind == "ellipse":
             return _fill(_outline(value), size)
-    except (KeyError, TypeError, binascii.Error) as error:
+    except (AttributeError, KeyError, TypeError, binascii.Error) as error:
         raise ValueError(f"The {kind} is damaged ({type(error).__name__}).") from None
     raise ValueError(f"{kind!r} is no shape that can be read: {', '.join(SHAPES)}.")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -76,9 +75,14 @@ def estimate_accept_error(store: Store, model: str, good_iou: float) -> AcceptEr
     return AcceptError(wrong / n, low, high, n, wrong, int(row["drawn"]))
 
 
-def bound_share(count: int, n: int) -> Sequence[float]:
-    """Lower and upper end of the exact 95 % interval (Clopper-Pearson) of a share of which `count` of `n` were seen."""
-    from scipy.stats import binomtest
+def bound_share(count: float, n: int) -> tuple[float, float]:
+    """Lower and upper end, 0..1, of the 95 % interval (Clopper-Pearson) of a share of which `count` of `n` were seen.
 
-    interval = binomtest(count, n).proportion_ci(_LEVEL, "exact")
-    return float(interval.low), float(interval.high)
+    Exact for whole counts; others, as a sum of IoUs is, are taken for so many of them.
+    """
+    from scipy.stats import beta
+
+    tail = (1 - _LEVEL) / 2
+    low = float(beta.ppf(tail, count, n - count + 1)) if count > 0 else 0.0
+    high = float(beta.ppf(1 - tail, count + 1, n - count)) if count < n else 1.0
+    return low, high

@@ -10,6 +10,7 @@ import numpy as np
 from engine.masks.rle import mask_iou
 from engine.triage.costs import Evidence
 from engine.triage.decisions import REMEDIES
+from engine.triage.people import JUDGED
 
 if TYPE_CHECKING:
     from engine.store import Store
@@ -24,9 +25,9 @@ _ANSWERS = """
     WHERE m.predicted_iou IS NOT NULL AND NOT isnan(m.predicted_iou) AND true_iou IS NOT NULL
       AND l.verdict IN ('correct', 'fixed', 'no object', 'deleted')
 """
-_TASKS = """
+_TASKS = f"""
     SELECT count(*) AS masks, count(*) FILTER (verdict <> 'correct') AS wrong, any_value(seconds) AS seconds
-    FROM labels WHERE seconds IS NOT NULL AND verdict IN ('correct', 'fixed', 'no object', 'deleted', 'new')
+    FROM labels WHERE seconds IS NOT NULL AND verdict IN {JUDGED}
     GROUP BY queue, task_id, annotation_id
 """
 # What people answered for is the mask that was made, or whichever holds in its stead by now. Of masks that were mended the answer

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+JUDGED = "('correct', 'fixed', 'new', 'no object', 'deleted')"
+"""Verdicts by which people say something of a mask, as SQL."""
 ANSWERED = "SELECT mask_id FROM labels WHERE mask_id IS NOT NULL AND verdict NOT IN ('withdrawn', 'skipped')"
 """SQL of the masks that have an answer, `mask_id`."""
 WAITING = """
