@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
@@ -102,13 +102,18 @@ def commit_rows(files: StoreFiles, table: str, rows: Sequence[Mapping[str, Any]]
     Killed in between, it has added those before; so rows whose order says how far a reader got are safe.
     """
     for model, of in groupby(rows, key=lambda row: row["model"]):
-        commit_table(files, table, model, pa.Table.from_pylist(list(of)))
+        commit_tables(files, table, model, [pa.Table.from_pylist(list(of))])
 
 
-def commit_table(files: StoreFiles, table: str, model: str, rows: pa.Table) -> None:
-    """The same for rows of one model that are a table already, but for `model`; in one file."""
-    ready = conform(table, _with_column(rows, "model", _repeated(model, len(rows))))
-    write_part(files, table, model, new_attempt(), ready.to_batches(max_chunksize=ROW_GROUP_ROWS))
+def commit_tables(files: StoreFiles, table: str, model: str, some: Iterable[pa.Table]) -> None:
+    """The same for rows of one model, as they come: tables but for `model`. One file, that is there when the last has come."""
+
+    def ready() -> Iterator[pa.RecordBatch]:
+        for rows in some:
+            whole = conform(table, _with_column(rows, "model", _repeated(model, len(rows))))
+            yield from whole.to_batches(max_chunksize=ROW_GROUP_ROWS)
+
+    write_part(files, table, model, new_attempt(), ready())
 
 
 def write_part(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 from schemas.errors import ConfigError, GapmapError
 from schemas.tables import TABLES
 
-from .commit import commit_attempt, commit_model, commit_promotion, commit_rows, commit_table
+from .commit import commit_attempt, commit_model, commit_promotion, commit_rows, commit_tables
 from .compact import compact_store, sweep_store
 from .connection import DamagedStoreError, LostFileError, explained, open_connection, scan_files
 from .done import DoneIndex
@@ -110,9 +110,9 @@ class Store:
         """Add rows to a table that belongs to no shard (`reviews`, `labels`, `decisions`, `rounds`), in their order; from then on they count."""
         commit_rows(self.files, table, rows)
 
-    def append_table(self, table: str, model: str, rows: pa.Table) -> None:
-        """The same for many rows of one model; `model` is set here."""
-        commit_table(self.files, table, model, rows)
+    def append_tables(self, table: str, model: str, some: Iterable[pa.Table]) -> None:
+        """The same for many rows of one model, which count when the last of them has come; `model` is set here."""
+        commit_tables(self.files, table, model, some)
 
     def find_done(self, model: str, settings: str, *, retry_errors: bool = False) -> DoneIndex:
         """What is committed already of a model and canonical settings. With `retry_errors`, images that
