@@ -28,8 +28,8 @@ def commit_attempt(
 ) -> None:
     """Publish the tables of an attempt, then the images part that makes them visible.
 
-    `images` follows the schema but for `model` and `committed_at`, which are set here; a NULL `attempt`
-    stands for this one, an older attempt for masks that lie there already. The tables follow their
+    `images` follows the schema but for `model`, which is set here; a NULL `attempt` stands for this one, an older
+    attempt for masks that lie there already, and a NULL `committed_at` for now. The tables follow their
     schemas but for `model` and `attempt`. Killed before its last step, it has done nothing.
 
     Raises ValueError for rows that contradict each other, TransientError when the files took so long
@@ -40,7 +40,9 @@ def commit_attempt(
     images = _with_column(images, "attempt", images["attempt"].fill_null(attempt))
     images = _with_column(images, "model", _repeated(model, len(images)))
     now = pa.scalar(datetime.now(UTC), TABLES["images"].field("committed_at").type)
-    images = conform("images", _with_column(images, "committed_at", pa.repeat(now, len(images))))
+    if "committed_at" not in images.schema.names:
+        images = images.append_column("committed_at", pa.nulls(len(images), now.type))
+    images = conform("images", _with_column(images, "committed_at", images["committed_at"].fill_null(now)))
     ready = {}
     for name in tables:
         if name not in SHARD_TABLES:

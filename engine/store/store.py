@@ -81,8 +81,10 @@ class Store:
 
         Args:
             model: name@version.
-            images: rows of the `images` schema; `model`, `committed_at` are set here, and `attempt` where
-                it is NULL or absent. A row may name an older attempt (`DoneIndex.find_content`) instead.
+            images: rows of the `images` schema; `model` is set here, and `attempt` and `committed_at` where
+                they are NULL or absent. A row may name an older attempt (`DoneIndex.find_content`) instead.
+                One made of a row that was read gives that one's time and a little more: whatever was
+                committed since then wins.
             tables: rows of the other tables of a shard by name, such as `masks`; `model` and `attempt` are set here.
 
         Committing the same images again replaces what is seen of them. Raises ValueError for rows that do
