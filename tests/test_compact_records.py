@@ -14,7 +14,7 @@ from store_rows import MODEL, fetch
 
 from engine.store import Store
 from engine.store.layout import table_path
-from engine.store.records import RECORD_TABLES, list_records
+from engine.store.records import RECORD_TABLES, list_records, pack
 
 pytest_plugins = ("store_fixtures",)
 NOW = timedelta(0)
@@ -231,6 +231,26 @@ def test_versions_that_were_recorded_are_merged_and_still_known(local_store: Sto
     assert fetch(local_store, "SELECT source FROM models") == [("here",)]
     local_store.record_model(record | {"source": "here"})
     assert len(list_records(local_store.files, "models").counting) == 1, "nothing new was said"
+
+
+def test_very_many_small_files_are_grouped_at_once() -> None:
+    class Counted:
+        def __init__(self, size: int) -> None:
+            self._size, self.asked = size, 0
+
+        @property
+        def size(self) -> int:
+            self.asked += 1
+            return self._size
+
+    chance = random.Random(0)
+    some = [Counted(chance.randint(1, 100)) for _ in range(25_000)]
+    groups = pack(some, 400_000)
+    assert max(of.asked for of in some) <= 2, "the time grows with their number, not with its square"
+    assert [of for group in groups for of in group] == some
+    sizes = [sum(of.size for of in group) for group in groups]
+    assert all(400_000 - 100 < size <= 400_000 for size in sizes[:-1])
+    assert {len(group) for group in pack(some, 10**9)} == {10_000, 5_000}
 
 
 def test_all_tables_that_only_grow_are_merged() -> None:

@@ -120,10 +120,13 @@ def _older(some: list[StoredFile], limit: datetime) -> list[StoredFile]:
 def pack(small: Iterable[T], target_bytes: int) -> list[list[T]]:
     """Files or parts, in their order, in groups that are merged into one of about the target's size."""
     groups: list[list[T]] = [[]]
+    size = 0
     for item in small:
-        if sum(of.size for of in groups[-1]) + item.size > target_bytes or len(groups[-1]) >= _MOST_FILES:
+        if size + item.size > target_bytes or len(groups[-1]) >= _MOST_FILES:
             groups.append([])
+            size = 0
         groups[-1].append(item)
+        size += item.size
     return groups
 
 
