@@ -37,6 +37,7 @@ from engine.triage.costs import learn_costs
 from engine.triage.evidence import read_evidence
 from engine.triage.menders import find_menders
 from engine.triage.mending import RepairReport, find_pending, mend_images
+from engine.triage.shard_reader import ShardReader
 from engine.triage.triage import triage_masks
 from engine.uncertainty.head_files import find_heads
 from engine.uncertainty.refiner_files import find_refiner
@@ -185,9 +186,10 @@ def main() -> None:
         for _ in menders:
             triage_masks(store, segmenter.model_id, costs, tuple(menders))
             pending = find_pending(store, segmenter.model_id, list(menders))
-            for start in range(0, len(pending), 4):
-                report.add(mend_images(store, segmenter.model_id, pending[start : start + 4], menders))
-                print(f"mended {start + 4} of {len(pending)}", flush=True)
+            with ShardReader(store, segmenter.model_id, pending, tuple(menders)) as reader:
+                for start in range(0, len(pending), 4):
+                    report.add(mend_images(reader, pending[start : start + 4], menders))
+                    print(f"mended {start + 4} of {len(pending)}", flush=True)
         plain, mended = read_masks(store, truth, mended=False), read_masks(store, truth, mended=True)
     shares = []
     for share in _SHARES:

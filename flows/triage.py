@@ -71,6 +71,7 @@ def triage(
     from engine.triage.evidence import read_evidence
     from engine.triage.menders import find_menders
     from engine.triage.mending import RepairReport, find_pending
+    from engine.triage.shard_reader import ShardReader
     from engine.triage.triage import count_unscored
 
     check_address(store, "store")
@@ -85,12 +86,12 @@ def triage(
     # What one remedy did not mend another may, and what it mended, too; a remedy is tried on a mask once, so there is an end.
     while pending := [of for of in find_pending(target, model, list(menders)) if of not in gone]:
         before = sum(report.tried.values())
-        for number, start in enumerate(range(0, len(pending), shard_size)):
-            tell_steps(start, len(pending), "mending")
-            shard = pending[start : start + shard_size]
-            made = mend_shard(number, target, model, shard, menders)
-            gone.update(made.gone)
-            report.add(made)
+        with ShardReader(target, model, pending, tuple(menders)) as reader:
+            for number, start in enumerate(range(0, len(pending), shard_size)):
+                tell_steps(start, len(pending), "mending")
+                made = mend_shard(number, reader, pending[start : start + shard_size], menders)
+                gone.update(made.gone)
+                report.add(made)
         tell_steps(len(pending), len(pending), "mending")
         totals = triage_masks(target, model, costs, tuple(menders))
         if sum(report.tried.values()) == before:  # another run was faster, say

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from engine.triage.costs import Costs
     from engine.triage.mending import RepairReport
     from engine.triage.repair import Mender
+    from engine.triage.shard_reader import ShardReader
     from engine.triage.triage import DecisionTotal
 
 
@@ -54,13 +55,13 @@ def triage_masks(
     persist_result=False,
 )
 def mend_shard(
-    number: int, store: Store, model: str, image_ids: Sequence[str], menders: Mapping[str, Mender]
+    number: int, reader: ShardReader, image_ids: Sequence[str], menders: Mapping[str, Mender]
 ) -> RepairReport:
     """See `engine.triage.mending.mend_images`."""
     from engine.triage.mending import mend_images
 
     with concurrency(DEVICE_LIMIT, occupy=1, strict=False):
-        report = mend_images(store, model, image_ids, menders)
+        report = mend_images(reader, image_ids, menders)
     for name, why in report.left_out:
         get_run_logger().warning("%s is left out: %s", name, why)
     return report

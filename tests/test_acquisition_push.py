@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import tracemalloc
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,9 +20,10 @@ from engine.review.pull import pull_answers
 from engine.review.push import push_masks
 from engine.store import Store
 from engine.triage.accept_error import bound_share, estimate_accept_error
+from engine.triage.acquisition import select_masks
 from engine.triage.reading import read_embeddings, read_free_masks
 from schemas.errors import ConfigError
-from schemas.settings import AcquisitionSettings
+from schemas.settings import AcquisitionSettings, Strategy
 from schemas.tables import EMBEDDINGS, MASKS
 
 
@@ -150,8 +153,6 @@ def embedded_masks(store: Store, clusters: Sequence[int], *, leave: int = 0) -> 
 
 
 def test_coreset_and_badge_spread_over_what_a_store_holds(store: Store) -> None:
-    from engine.triage.acquisition import select_masks
-
     embedded_masks(store, (12, 6, 6, 6))
     free = read_free_masks(store, "folder:x", MODEL).candidates
     assert set(free.strata) == {f"file:///pool/{i}" for i in range(4)}
@@ -161,6 +162,36 @@ def test_coreset_and_badge_spread_over_what_a_store_holds(store: Store) -> None:
     plain = select_masks(free, 4, settings.model_copy(update={"strategy": "uncertainty"}))
     assert len({free.image_ids[i] for i, _ in plain}) == 1
     assert len(select_masks(free, 4, settings.model_copy(update={"strategy": "badge"}))) == 4
+
+
+@pytest.mark.parametrize("strategy", ["uncertainty", "entropy", "coreset", "badge", "random"])
+def test_the_choice_is_that_of_the_same_masks_in_lists(store: Store, strategy: Strategy) -> None:
+    rows = embedded_masks(store, (12, 6, 6, 6))
+    decide(store, rows, lambda i: ("people", "people", "accept")[i % 3], "1")
+    free = read_free_masks(store, "folder:x", MODEL).candidates
+    texts = {name: list(getattr(free, name)) for name in ("mask_ids", "image_ids", "strata")}
+    assert texts["mask_ids"] == sorted(row["mask_id"] for row in rows)
+    image_of = {row["mask_id"]: row["image_id"] for row in rows}
+    assert texts["image_ids"] == [image_of[name] for name in texts["mask_ids"]]
+    assert [free.strata[i] for i in range(len(free))] == texts["strata"]
+    settings = AcquisitionSettings(strategy=strategy, random_share=0.3, per_image=4, per_stratum=0.5)
+    chosen = select_masks(free, 12, settings)
+    assert chosen == select_masks(dataclasses.replace(free, **texts), 12, settings)
+    assert {by for _, by in chosen} >= {"random"}
+
+
+def test_the_masks_of_a_large_pool_take_little_memory(store: Store) -> None:
+    count = 20_000
+    image = image_row("file:///pool/a.jpg", n_masks=count)
+    commit_masks(store, mask_rows(image, "first"), [image])
+    read_free_masks(store, "folder:x", MODEL)
+    tracemalloc.start()
+    arrow = pa.total_allocated_bytes()
+    free = read_free_masks(store, "folder:x", MODEL)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(free.candidates) == count
+    assert (held + pa.total_allocated_bytes() - arrow) / count < 100
 
 
 def test_a_mended_mask_has_the_embedding_of_the_one_that_it_mends(store: Store) -> None:
@@ -221,8 +252,6 @@ def test_what_looks_like_a_mask_that_was_asked_about_is_not_asked_about(store: S
     free = read_free_masks(store, "folder:x", MODEL)
     assert (free.asked_ids, free.n_asked, free.n_drawn) == ([rows[0]["mask_id"]], 1, 1)
     assert rows[0]["mask_id"] not in free.candidates.mask_ids
-    from engine.triage.acquisition import select_masks
-
     asked = read_embeddings(store, MODEL, free.asked_ids)
     settings = AcquisitionSettings(random_share=0, duplicate_similarity=0.8)
     chosen = [free.candidates.image_ids[i] for i, _ in select_masks(free.candidates, 8, settings, asked)]

@@ -22,7 +22,7 @@ from engine.review.connection import Connection
 from engine.review.label_studio import LabelStudioQueue
 from engine.review.pull import pull_answers
 from engine.review.push import push_masks
-from engine.store import Store
+from engine.store import Snapshot, Store
 from schemas.errors import ConfigError
 from schemas.settings import AcquisitionSettings
 
@@ -333,6 +333,28 @@ def test_exports_of_any_date_and_of_several_servers_are_read(store: Store, pool:
     assert {row["item_key"] for row in rows} == {task["data"]["item_key"] for task in tasks[:2]}
     assert {row["verdict"] for row in rows} == {"correct"}
     assert pull_answers(store, side.queue).answers == 0
+
+
+def test_a_pull_opens_the_store_once_for_each_batch_of_answers(
+    store: Store, pool: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    side = FolderSide(tmp_path / "queue")
+    push_masks(store, side.queue, 20)
+    task, other = side.tasks()[:2]
+    answer = side.answer(task, shown(task))
+    pull_answers(store, side.queue)
+    side.withdraw(task, answer)
+    side.answer(other, shown(other))
+    batches, opened = len(list(side.queue.answers(None, frozenset()))), []
+
+    def open_snapshot() -> Snapshot:
+        opened.append(1)
+        return Store.open_snapshot(store)
+
+    monkeypatch.setattr(store, "open_snapshot", open_snapshot)
+    pull_answers(store, side.queue)
+    assert len(opened) == 1 + batches, "and once for what is known"
+    assert {row["verdict"] for row in labels(store)} == {"withdrawn", "correct"}
 
 
 @pytest.mark.slow

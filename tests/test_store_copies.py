@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ from engine.models.segmenter import Segmenter
 from engine.pool import list_pool
 from engine.pseudolabel import Pseudolabeller
 from engine.store import LostMasksError, Store
+from engine.store.files import StoredFile, StoreFiles
 from schemas.records import PoolItem
 from schemas.settings import GenerateSettings, PoolSettings
 
@@ -69,6 +71,42 @@ def test_a_long_run_asks_the_store_what_it_has_masked_and_remembers_only_the_las
     assert run.find_pending(list(items.values())) == [
         item for name, item in items.items() if name not in ("00", "02")
     ], "as it was when it was last asked"
+
+
+def test_a_pool_with_copies_throughout_does_not_list_the_store_for_every_shard(
+    local_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = []
+
+    def list_table(table: str) -> list[StoredFile]:
+        listed.append(table)
+        return StoreFiles.list_table(local_store.files, table)
+
+    monkeypatch.setattr(local_store.files, "list_table", list_table)
+    for n in range(5):
+        attempt = commit(local_store, [f"a{n}"])
+        copy = image_row(f"copy of a{n}", content=f"a{n}", attempt=attempt)
+        local_store.commit_shard(MODEL, *tables_of([copy]))
+    assert listed == ["images"]
+    assert fetch(local_store, "SELECT count(*), sum(n_masks) FROM images") == [(10, 30)]
+    assert fetch(local_store, "SELECT count(*) FROM masks") == [(15,)]
+
+
+@pytest.mark.parametrize("swept", [False, True])
+def test_copies_find_masks_that_moved_after_the_store_was_listed(local_store: Store, swept: bool) -> None:
+    first, second = commit(local_store, ["a"]), commit(local_store, ["b"])
+    copies = [image_row(f"{n}", content="a", attempt=first) for n in range(2)]
+    local_store.commit_shard(MODEL, *tables_of(copies[:1]))
+    local_store.compact()
+    if swept:
+        local_store.sweep(grace=timedelta(0))
+    local_store.commit_shard(MODEL, *tables_of(copies[1:]))
+    local_store.commit_shard(MODEL, *tables_of([image_row("2", content="b", attempt=second)]))
+    assert fetch(local_store, "SELECT count(*), sum(n_masks) FROM images") == [(5, 15)]
+    for _ in range(2):
+        assert fetch(local_store, "SELECT count(*), count(DISTINCT mask_id) FROM masks") == [(6, 6)]
+        local_store.compact()
+        local_store.sweep(grace=timedelta(0))
 
 
 def test_a_copy_in_a_later_shard_finds_masks_that_a_compaction_moved(

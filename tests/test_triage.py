@@ -185,6 +185,31 @@ def test_nothing_is_written_where_it_is_only_asked(store: Store) -> None:
     assert asked == triage_masks(store, MODEL, COSTS)
 
 
+def test_a_triage_that_is_killed_leaves_every_decision_as_it_was(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.triage.triage._ROWS_AT_ONCE", 2048)
+    commit_scored(store, [[{}] * 5000])
+    triage_masks(store, MODEL, COSTS)
+    before = decisions_of(store)
+    assert len(before) == 5000
+    told = []
+
+    def end_in_the_middle(done: int, masks: int) -> None:
+        told.append(done)
+        assert decisions_of(store) == before, "nor does anybody see a part of it meanwhile"
+        if len(told) == 2:
+            raise KeyboardInterrupt
+
+    others = replace(COSTS, error=0.0)
+    with pytest.raises(KeyboardInterrupt):
+        triage_masks(store, MODEL, others, progress=end_in_the_middle)
+    assert told[-1] < 5000
+    assert decisions_of(store) == before
+    triage_masks(store, MODEL, others)
+    assert set(decisions_of(store).values()) == {"accept"}
+
+
 def test_answered_masks_are_left_out_and_skipped_ones_are_not(store: Store) -> None:
     rows = commit_scored(store, [[{"predicted_iou": 0.6, "model_gap": 0.3}] * 4])[0]
     triage_masks(store, MODEL, COSTS)

@@ -7,8 +7,9 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 from PIL import Image
 from review_sides import FolderSide
 from store_rows import image_row, tables_of
-from triage_rows import decisions_of, label_row
+from triage_rows import decisions_of, label_row, review_row
 
 from engine.generate.records import MASK_ROW, ImageMasks
 from engine.learn.data import LabelledImage
@@ -34,12 +35,13 @@ from engine.pseudolabel import Pseudolabeller
 from engine.report.contact_sheet import SheetCell, draw_contact_sheet, draw_masks
 from engine.review.push import push_masks
 from engine.scenes import make_scene
-from engine.store import Store, export_coco
+from engine.store import Snapshot, Store, export_coco
 from engine.triage.costs import Evidence, learn_costs
 from engine.triage.menders import find_menders
 from engine.triage.mending import RepairReport, find_pending, mend_images
 from engine.triage.prompts import DENSE_POINTS, dense_points, grid_mask
 from engine.triage.repair import SAME_OBJECT, Mender, Parent
+from engine.triage.shard_reader import ShardReader
 from engine.triage.triage import triage_masks
 from engine.uncertainty.head_files import find_heads
 from engine.uncertainty.refiner_files import find_refiner
@@ -97,11 +99,12 @@ def mend(
         pending = [of for of in find_pending(store, model, list(menders)) if of not in report.gone]
         if not pending or not shards:
             return report
-        for start in range(0, len(pending), shard):
-            if not shards:
-                return report
-            report.add(mend_images(store, model, pending[start : start + shard], menders))
-            shards -= 1
+        with ShardReader(store, model, pending, list(menders)) as reader:
+            for start in range(0, len(pending), shard):
+                if not shards:
+                    return report
+                report.add(mend_images(reader, pending[start : start + shard], menders))
+                shards -= 1
 
 
 @pytest.fixture(scope="module")
@@ -263,6 +266,110 @@ def test_a_remedy_that_gave_not_a_pixel_is_spent(
         (0, 0.0, row["parent_mask_id"]) for row in children
     }
     assert not find_pending(store, nano.model_id, list(menders))
+
+
+class Interrupted(Useless):
+    """Stands for a mender beside whom something else is done to the store, once."""
+
+    def __init__(self, like: Mender, meanwhile: Callable[[], object]) -> None:
+        super().__init__(like)
+        self._meanwhile = meanwhile
+
+    def mend(
+        self, pixels_HW3: np.ndarray, parents: list[Parent], *, dense: bool
+    ) -> tuple[list[int], ImageMasks]:
+        if not self.asked:
+            self._meanwhile()
+        return super().mend(pixels_HW3, parents, dense=dense)
+
+
+def test_a_long_pass_opens_the_store_once_and_not_for_every_shard(
+    labelled: Path,
+    nano: Segmenter,
+    menders: dict[str, Mender],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = copy_store(labelled, tmp_path)
+    triage_masks(store, nano.model_id, EAGER, tuple(menders))
+    pending = find_pending(store, nano.model_id, list(menders))
+    useless = {name: Useless(of) for name, of in menders.items()}
+    opened = []
+
+    def open_snapshot() -> Snapshot:
+        opened.append(1)
+        return Store.open_snapshot(store)
+
+    monkeypatch.setattr(store, "open_snapshot", open_snapshot)
+    with ShardReader(store, nano.model_id, pending, list(menders)) as reader:
+        for image_id in pending:
+            assert mend_images(reader, [image_id], useless).tried  # type: ignore[arg-type]
+    assert (len(pending), len(opened)) == (3, 1)
+
+
+def test_a_pass_goes_on_when_its_files_were_merged_and_swept(
+    labelled: Path, nano: Segmenter, menders: dict[str, Mender], tmp_path: Path
+) -> None:
+    store = copy_store(labelled, tmp_path)
+    triage_masks(store, nano.model_id, EAGER, tuple(menders))
+    pending = find_pending(store, nano.model_id, list(menders))
+    useless = {name: Useless(of) for name, of in menders.items()}
+    with ShardReader(store, nano.model_id, pending, list(menders)) as reader:
+        for image_id in pending:
+            assert mend_images(reader, [image_id], useless).tried  # type: ignore[arg-type]
+            store.compact()
+            store.sweep(grace=timedelta(0))
+    assert not find_pending(store, nano.model_id, list(menders))
+
+
+def test_masks_that_people_are_asked_about_while_they_are_mended_stay_as_they_are(
+    labelled: Path, nano: Segmenter, menders: dict[str, Mender], tmp_path: Path
+) -> None:
+    store = copy_store(labelled, tmp_path)
+    triage_masks(store, nano.model_id, EAGER, tuple(menders))
+    pending = find_pending(store, nano.model_id, list(menders))
+    before = masks_of(store)
+    asked = [[row for row in before.values() if row["image_id"] == of] for of in pending[:2]]
+
+    def ask() -> None:
+        store.append("reviews", [review_row(of, f"of {of[0]['image_id']}") for of in asked])
+
+    among = {name: Interrupted(of, ask) for name, of in menders.items()}
+    report = RepairReport()
+    with ShardReader(store, nano.model_id, pending, list(menders)) as reader:
+        for image_id in pending:
+            report.add(mend_images(reader, [image_id], among))  # type: ignore[arg-type]
+    after = masks_of(store)
+    assert {name: row for name, row in after.items() if row["image_id"] in pending[:2]} == {
+        row["mask_id"]: row for of in asked for row in of
+    }
+    mended = [row for row in after.values() if row["repair"]]
+    assert {row["image_id"] for row in mended} == {pending[2]}
+    assert sum(report.tried.values()) == len(mended)
+
+
+def test_images_that_are_labelled_anew_while_they_are_mended_show_the_new_masks(
+    labelled: Path, nano: Segmenter, menders: dict[str, Mender], tmp_path: Path
+) -> None:
+    store = copy_store(labelled, tmp_path)
+    triage_masks(store, nano.model_id, EAGER, tuple(menders))
+    pending = find_pending(store, nano.model_id, list(menders))
+    [uri] = [row["uri"] for row in store.query("FROM images WHERE uri LIKE '%/2.png'").to_pylist()]
+    image = image_row(uri)
+
+    def label_anew() -> None:
+        [content] = store.query(f"SELECT DISTINCT image_id FROM images WHERE uri = '{uri}'").to_pylist()
+        store.commit_shard(nano.model_id, *tables_of([image | content], "anew"))
+
+    among = {name: Interrupted(of, label_anew) for name, of in menders.items()}
+    with ShardReader(store, nano.model_id, pending, list(menders)) as reader:
+        mend_images(reader, pending, among)  # type: ignore[arg-type]
+    made_by = (
+        "SELECT DISTINCT uncertainty_source FROM masks JOIN images USING (image_id) WHERE uri LIKE '%/2.png'"
+    )
+    assert store.query(made_by).to_pylist() == [{"uncertainty_source": "anew"}]
+    touched = {row["image_id"] for row in masks_of(store).values() if row["repair"]}
+    assert len(touched) == len(pending) - 1
 
 
 def test_readers_see_only_masks_that_hold(

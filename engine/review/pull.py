@@ -15,7 +15,7 @@ from engine.review.answers import AskedItem, identify, list_results, read_answer
 from engine.review.queue import AnsweredTask, ReviewQueue
 
 if TYPE_CHECKING:
-    from engine.store import Store
+    from engine.store import Snapshot, Store
 
 # A server shows a change when its transaction ends, not when it is dated.
 _OVERLAP = timedelta(seconds=90)
@@ -90,13 +90,16 @@ def _read_tasks(
     report: PullReport,
 ) -> list[dict[str, Any]]:
     """Rows of the answers that are not in the store as they are now, in the order of the tasks."""
-    items = _load_items(store, queue, tasks)
     gone = _find_gone(tasks, known)
+    asked = {"queue": queue, "tasks": sorted({task_id for task_id, _ in gone})}
+
+    def read(snapshot: Snapshot) -> tuple[dict[str, AskedItem], list[dict[str, Any]]]:
+        return _load_items(snapshot, queue, tasks), snapshot.rows(_OLD_ROWS, asked) if gone else []
+
+    items, said = store.read(read)
     old: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    if gone:
-        asked = {"queue": queue, "tasks": sorted({task_id for task_id, _ in gone})}
-        for row in store.read(lambda snapshot: snapshot.rows(_OLD_ROWS, asked)):
-            old.setdefault((row["task_id"], row["annotation_id"]), []).append(row)
+    for row in said:
+        old.setdefault((row["task_id"], row["annotation_id"]), []).append(row)
     rows = []
     for task in tasks:
         item = items.get(task.item_key)
@@ -128,10 +131,9 @@ def _find_gone(tasks: Sequence[AnsweredTask], known: _Known) -> list[tuple[str, 
     ]
 
 
-def _load_items(store: Store, queue: str, tasks: Sequence[AnsweredTask]) -> dict[str, AskedItem]:
+def _load_items(snapshot: Snapshot, queue: str, tasks: Sequence[AnsweredTask]) -> dict[str, AskedItem]:
     """What each task asks about, with the masks that it shows or showed before."""
-    asked = {"queue": queue, "keys": [task.item_key for task in tasks]}
-    rows = store.read(lambda snapshot: snapshot.rows(_ITEMS, asked))
+    rows = snapshot.rows(_ITEMS, {"queue": queue, "keys": [task.item_key for task in tasks]})
     regions = {
         str(region.get("id"))
         for task in tasks
@@ -140,7 +142,7 @@ def _load_items(store: Store, queue: str, tasks: Sequence[AnsweredTask]) -> dict
     }
     mask_ids = sorted(regions | {mask_id for row in rows for mask_id in row["mask_ids"]})
     shown = {"images": sorted({row["image_id"] for row in rows}), "mask_ids": mask_ids}
-    found = store.read(lambda snapshot: snapshot.rows(_SHOWN, shown)) if rows else []
+    found = snapshot.rows(_SHOWN, shown) if rows else []
     rles = {row["mask_id"]: row["rle"] for row in found}
     return {
         row["item_key"]: AskedItem(

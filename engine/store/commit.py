@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
@@ -28,8 +28,8 @@ def commit_attempt(
 ) -> None:
     """Publish the tables of an attempt, then the images part that makes them visible.
 
-    `images` follows the schema but for `model` and `committed_at`, which are set here; a NULL `attempt`
-    stands for this one, an older attempt for masks that lie there already. The tables follow their
+    `images` follows the schema but for `model`, which is set here; a NULL `attempt` stands for this one, an older
+    attempt for masks that lie there already, and a NULL `committed_at` for now. The tables follow their
     schemas but for `model` and `attempt`. Killed before its last step, it has done nothing.
 
     Raises ValueError for rows that contradict each other, TransientError when the files took so long
@@ -40,7 +40,9 @@ def commit_attempt(
     images = _with_column(images, "attempt", images["attempt"].fill_null(attempt))
     images = _with_column(images, "model", _repeated(model, len(images)))
     now = pa.scalar(datetime.now(UTC), TABLES["images"].field("committed_at").type)
-    images = conform("images", _with_column(images, "committed_at", pa.repeat(now, len(images))))
+    if "committed_at" not in images.schema.names:
+        images = images.append_column("committed_at", pa.nulls(len(images), now.type))
+    images = conform("images", _with_column(images, "committed_at", images["committed_at"].fill_null(now)))
     ready = {}
     for name in tables:
         if name not in SHARD_TABLES:
@@ -102,13 +104,18 @@ def commit_rows(files: StoreFiles, table: str, rows: Sequence[Mapping[str, Any]]
     Killed in between, it has added those before; so rows whose order says how far a reader got are safe.
     """
     for model, of in groupby(rows, key=lambda row: row["model"]):
-        commit_table(files, table, model, pa.Table.from_pylist(list(of)))
+        commit_tables(files, table, model, [pa.Table.from_pylist(list(of))])
 
 
-def commit_table(files: StoreFiles, table: str, model: str, rows: pa.Table) -> None:
-    """The same for rows of one model that are a table already, but for `model`; in one file."""
-    ready = conform(table, _with_column(rows, "model", _repeated(model, len(rows))))
-    write_part(files, table, model, new_attempt(), ready.to_batches(max_chunksize=ROW_GROUP_ROWS))
+def commit_tables(files: StoreFiles, table: str, model: str, some: Iterable[pa.Table]) -> None:
+    """The same for rows of one model, as they come: tables but for `model`. One file, that is there when the last has come."""
+
+    def ready() -> Iterator[pa.RecordBatch]:
+        for rows in some:
+            whole = conform(table, _with_column(rows, "model", _repeated(model, len(rows))))
+            yield from whole.to_batches(max_chunksize=ROW_GROUP_ROWS)
+
+    write_part(files, table, model, new_attempt(), ready())
 
 
 def write_part(

@@ -1,8 +1,8 @@
 """Which images rows are live, and which masks of which attempt they show: one pass over the images parts.
 
 Of two images rows of one (model, uri) the one committed later is live. Of the live rows of one
-(model, image_id) the latest names the attempt whose masks are seen. Ties, which only compactions
-make, go to the later attempt: tied rows say the same.
+(model, image_id) the latest names the attempt whose masks are seen. Ties, of
+which compactions make most, go to the later attempt.
 
 What comes out, as tables in schema `internal` of a DuckDB connection:
     parts(part, url, model, attempt, n_rows, n_wasted)   n_wasted: rows that a rewrite would mend

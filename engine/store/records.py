@@ -24,6 +24,10 @@ from .layout import PART_SUFFIX, REPLACES_SUFFIX, SHARD_TABLES, attempt_time, ne
 
 RECORD_TABLES = tuple(name for name in TABLES if name != "images" and name not in SHARD_TABLES)
 _MOST_FILES = 10_000
+# A triage decides on everything anew: rows that a newer one took the place of are left out of merged files. What people said
+# and were asked is kept for ever: it is little, and it was dear.
+_NEWEST = {"decisions": "SELECT image_id, max(triage_id) AS triage_id FROM {scan} GROUP BY image_id"}
+_WASTED_SHARE = 0.3
 _Key = tuple[str, str]
 
 
@@ -84,10 +88,12 @@ def merge_records(files: StoreFiles, model: str | None, target_bytes: int, memor
     for table in RECORD_TABLES:
         counting = list_records(files, table).counting
         for name in sorted({f.model for f in counting if model in (None, f.model)}):
-            small = [f for f in counting if f.model == name and f.size < target_bytes / 2]
-            for group in pack(small, target_bytes):
-                if len(group) > 1:
-                    _merge(files, table, name, group, memory_limit)
+            of = [f for f in counting if f.model == name]
+            wasteful = _find_wasteful(files, table, of, memory_limit)
+            some = [f for f in of if f.size < target_bytes / 2 or f.path in wasteful]
+            for group in pack(some, target_bytes):
+                if len(group) > 1 or any(f.path in wasteful for f in group):
+                    _merge(files, table, name, group, of, memory_limit)
                     merged += len(group)
     return merged
 
@@ -114,23 +120,55 @@ def _older(some: list[StoredFile], limit: datetime) -> list[StoredFile]:
 def pack(small: Iterable[T], target_bytes: int) -> list[list[T]]:
     """Files or parts, in their order, in groups that are merged into one of about the target's size."""
     groups: list[list[T]] = [[]]
+    size = 0
     for item in small:
-        if sum(of.size for of in groups[-1]) + item.size > target_bytes or len(groups[-1]) >= _MOST_FILES:
+        if size + item.size > target_bytes or len(groups[-1]) >= _MOST_FILES:
             groups.append([])
+            size = 0
         groups[-1].append(item)
+        size += item.size
     return groups
 
 
-def _merge(files: StoreFiles, table: str, model: str, group: list[StoredFile], memory_limit: str) -> None:
+def _find_wasteful(files: StoreFiles, table: str, of: list[StoredFile], memory_limit: str) -> set[str]:
+    """Paths of a model's files of which much is no longer seen, because others say it anew."""
+    if table not in _NEWEST or len(of) < 2:
+        return set()
+    by_url = {files.url(file.path): file.path for file in of}
+    with explained(files, list(by_url)), open_connection(files, memory_limit=memory_limit) as con:
+        newest = _NEWEST[table].format(scan=scan_files(con, table, list(by_url)))
+        found = con.sql(
+            f"""SELECT url FROM {scan_files(con, table, list(by_url), ", filename = 'url'")} s JOIN ({newest}) n USING (image_id)
+            GROUP BY url HAVING avg((s.triage_id < n.triage_id)::INTEGER) > {_WASTED_SHARE}"""
+        ).fetchall()
+    return {by_url[url] for (url,) in found}
+
+
+def _merge(
+    files: StoreFiles,
+    table: str,
+    model: str,
+    group: list[StoredFile],
+    of: list[StoredFile],
+    memory_limit: str,
+) -> None:
+    """Make one file of a group; `of` are all that count of the table and model.
+
+    The newest row of each image is left out of no merge, and so lies in a file that counts, whichever merges count.
+    """
     old = [file.attempt for file in group]
     attempt = new_attempt(after=max(old))
     publish_note(files, table, model, attempt, old)
-    urls = [files.url(file.path) for file in group]
+    urls = [files.url(file.path) for file in of]
     with open_connection(files, memory_limit=memory_limit) as con:
+        query = f"FROM {scan_files(con, table, [files.url(file.path) for file in group])}"
+        if table in _NEWEST:
+            newest = _NEWEST[table].format(scan=scan_files(con, table, urls))
+            query += f" SEMI JOIN ({newest}) USING (image_id, triage_id)"
 
         def rows() -> Iterator[pa.RecordBatch]:
             with explained(files, urls):
-                yield from con.sql(f"FROM {scan_files(con, table, urls)}").to_arrow_reader(ROW_GROUP_ROWS)
+                yield from con.sql(query).to_arrow_reader(ROW_GROUP_ROWS)
             # Here, while the file is not in sight yet: a sweep may have taken the note for a killed merge's.
             check_age(attempt, f"a merge of {len(old)} files of {table}")
 

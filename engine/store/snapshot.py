@@ -77,6 +77,23 @@ class Snapshot:
         """Result of a query of our own, which names its parameters $so, as dicts."""
         return self.con.sql(sql, params=dict(parameters) or None).to_arrow_table().to_pylist()
 
+    def renew(self, *tables: str) -> bool:
+        """See what was added since to tables that belong to no shard, as people answer meanwhile; whether anything was."""
+        newest = {name: _by_attempt(list_records(self._files, name).counting) for name in tables}
+        if all(self.tables[name].keys() == files.keys() for name, files in newest.items()):
+            return False
+        self.tables |= newest
+        with explained(self._files, self.paths):
+            for name in tables:
+                self._view_records(name)
+        self.paths[:] = dict.fromkeys(self.paths)
+        return True
+
+    def scan_attempts(self, table: str, model: str, attempts: Iterable[str]) -> str:
+        """SQL that reads all rows of some attempts of a model, seen or not, and opens no other's files, however many there are."""
+        stored = [self.tables[table].get((model, attempt)) for attempt in attempts]
+        return self.scan(table, [self._files.url(file.path) for file in stored if file is not None])
+
     def scan(self, table: str, urls: Sequence[str]) -> str:
         """SQL that reads files of a table with the columns of its schema; NULL where a file has none."""
         return scan_files(self.con, table, urls)
@@ -131,9 +148,12 @@ class Snapshot:
                     branches.append(self._branch(table, model, urls, join))
             self._create_view(table, branches)
         for table in RECORD_TABLES:
-            stored = _by_model((f.model, self._files.url(f.path)) for f in self.tables[table].values())
-            newest = f" QUALIFY {_NEWEST[table]} = 1" if table in _NEWEST else ""
-            self._create_view(table, [self._branch(table, model, urls) for model, urls in stored], newest)
+            self._view_records(table)
+
+    def _view_records(self, table: str) -> None:
+        stored = _by_model((f.model, self._files.url(f.path)) for f in self.tables[table].values())
+        newest = f" QUALIFY {_NEWEST[table]} = 1" if table in _NEWEST else ""
+        self._create_view(table, [self._branch(table, model, urls) for model, urls in stored], newest)
 
     def _branch(self, table: str, model: str, urls: list[str], join: str = "") -> str:
         """SELECT over files of one model. A constant model lets DuckDB skip the files of other models."""
@@ -148,7 +168,7 @@ class Snapshot:
 
     def _create_view(self, table: str, branches: list[str], suffix: str = "") -> None:
         query = " UNION ALL ".join(branch for branch in branches if branch) or f"FROM {self.scan(table, [])}"
-        self.con.execute(f'CREATE VIEW "{table}" AS SELECT * FROM ({query}){suffix}')
+        self.con.execute(f'CREATE OR REPLACE VIEW "{table}" AS SELECT * FROM ({query}){suffix}')
 
 
 # Of rows that say the same thing anew, those that are seen.

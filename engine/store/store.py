@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
@@ -11,12 +13,12 @@ import pyarrow as pa
 from schemas.errors import ConfigError, GapmapError
 from schemas.tables import TABLES
 
-from .commit import commit_attempt, commit_model, commit_promotion, commit_rows, commit_table
+from .commit import commit_attempt, commit_model, commit_promotion, commit_rows, commit_tables
 from .compact import compact_store, sweep_store
 from .connection import DamagedStoreError, LostFileError, explained, open_connection, scan_files
 from .done import DoneIndex
 from .files import StoreFiles
-from .layout import new_attempt
+from .layout import PART_SUFFIX, new_attempt, parse_path, table_path
 from .query import Progress, fence, run_sql, write_result
 from .records import list_records
 from .snapshot import Snapshot, list_parts
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     import duckdb
 
 _TRIES = 4
+_LISTED_FOR_S = 600  # a sweep's grace time is far longer
 T = TypeVar("T")
 
 
@@ -67,6 +70,8 @@ class Store:
         self.files = StoreFiles(root, storage_options)
         self._memory_limit = memory_limit
         self._threads = threads
+        self._listed_at = -math.inf
+        self._replaced: frozenset[tuple[str, str] | None] = frozenset()
 
     def check_exists(self) -> None:
         """Raise ConfigError when nothing was ever written here: a mistyped address, most likely."""
@@ -81,8 +86,10 @@ class Store:
 
         Args:
             model: name@version.
-            images: rows of the `images` schema; `model`, `committed_at` are set here, and `attempt` where
-                it is NULL or absent. A row may name an older attempt (`DoneIndex.find_content`) instead.
+            images: rows of the `images` schema; `model` is set here, and `attempt` and `committed_at` where
+                they are NULL or absent. A row may name an older attempt (`DoneIndex.find_content`) instead.
+                One made of a row that was read gives that one's time and a little more: whatever was
+                committed since then wins.
             tables: rows of the other tables of a shard by name, such as `masks`; `model` and `attempt` are set here.
 
         Committing the same images again replaces what is seen of them. Raises ValueError for rows that do
@@ -110,9 +117,9 @@ class Store:
         """Add rows to a table that belongs to no shard (`reviews`, `labels`, `decisions`, `rounds`), in their order; from then on they count."""
         commit_rows(self.files, table, rows)
 
-    def append_table(self, table: str, model: str, rows: pa.Table) -> None:
-        """The same for many rows of one model; `model` is set here."""
-        commit_table(self.files, table, model, rows)
+    def append_tables(self, table: str, model: str, some: Iterable[pa.Table]) -> None:
+        """The same for many rows of one model, which count when the last of them has come; `model` is set here."""
+        commit_tables(self.files, table, model, some)
 
     def find_done(self, model: str, settings: str, *, retry_errors: bool = False) -> DoneIndex:
         """What is committed already of a model and canonical settings. With `retry_errors`, images that
@@ -192,13 +199,12 @@ class Store:
         """Let rows that name an older attempt name the one that holds its masks now.
 
         A compaction may have moved them since; the masks of other settings may have been seen in their
-        stead by then. While an attempt's own part is in effect its masks cannot be swept before the
-        grace time has passed, so the commit that follows is safe.
+        stead by then. While an attempt's own part is in effect, and ten minutes after, its masks cannot be swept
+        before the grace time has passed, so the commit that follows is safe.
         """
-        effective, _, _ = list_parts(self.files)
-        there = {part.attempt for part in effective if part.model == model}
         rows = images.select(["image_id", "attempt", "n_masks", "settings"]).to_pylist()
-        moved = [row for row in rows if row["attempt"] is not None and row["attempt"] not in there]
+        there = {name: self._is_in_effect(model, name) for name in {row["attempt"] for row in rows} - {None}}
+        moved = [row for row in rows if not there.get(row["attempt"], True)]
         if not moved:
             return images
         wanted = sorted({row["image_id"] for row in moved})
@@ -220,3 +226,14 @@ class Store:
         index = images.schema.get_field_index("attempt")
         named = pa.array([row["attempt"] for row in rows], pa.string())
         return images.set_column(index, "attempt", named)
+
+    def _is_in_effect(self, model: str, attempt: str) -> bool:
+        """Whether the images part of an attempt is there and, as of the last ten minutes, nothing took its place."""
+        if time.monotonic() - self._listed_at > _LISTED_FOR_S:
+            # To list the folder takes time that grows with the store: not for every shard with a copy in it.
+            self._listed_at = time.monotonic()
+            self._replaced = frozenset(parse_path(path) for path in list_parts(self.files)[1])
+        part = attempt + PART_SUFFIX
+        with self.files.translated():
+            there = self.files.fs.exists(table_path(self.files.root, "images", model, part))
+        return there and (model, part) not in self._replaced

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 from collections.abc import Iterator
+from itertools import compress
 
 import numpy as np
 
@@ -61,7 +62,7 @@ def select_masks(
     share = math.floor(settings.random_share * (asked + budget) + 1e-9) - drawn
     share = max(0, min(share, math.ceil(_CATCH_UP * settings.random_share * budget - 1e-9), budget))
     accepted = np.flatnonzero(candidates.accepted_N)
-    number_A = draw_numbers([candidates.mask_ids[i] for i in accepted], settings.seed)
+    number_A = draw_numbers(compress(candidates.mask_ids, candidates.accepted_N), settings.seed)
     for i in accepted[np.argsort(number_A, kind="stable")[:share]].tolist():
         choice.add(i, FROM_ALL if candidates.people_N[i] else FROM_ACCEPTED)
 
@@ -176,14 +177,17 @@ def _shortlists(choice: _Choice, order: np.ndarray, *, trim: bool) -> Iterator[l
     size = max(_SHORTLIST * choice.budget, _LEAST_SHORTLIST)
     each = size // choice.budget
     image_ids, strata = choice.candidates.image_ids, choice.candidates.strata
-    waiting = deque(order.tolist())
-    while waiting:
+    coming = map(int, order)  # a list of them all would take more than all else
+    waiting: deque[int] = deque()
+    while True:
         taken: list[int] = []
         later: list[int] = []
         images: Counter[str] = Counter()
         in_stratum: Counter[str] = Counter()
-        while waiting and len(taken) < size:
-            i = waiting.popleft()
+        while len(taken) < size:
+            i = waiting.popleft() if waiting else next(coming, None)
+            if i is None:
+                break
             of_image, of_stratum = choice.room_of(i)
             if of_image <= 0 or of_stratum <= 0:
                 continue
@@ -195,8 +199,9 @@ def _shortlists(choice: _Choice, order: np.ndarray, *, trim: bool) -> Iterator[l
             in_stratum[stratum] += 1
             taken.append(i)
         waiting.extendleft(reversed(later))
-        if taken:
-            yield taken
+        if not taken:
+            return
+        yield taken
 
 
 def _check_embedded(embedding_SC: np.ndarray | None, strategy: str) -> None:

@@ -5,7 +5,7 @@ Shape suffixes: N masks that hold, K of them that are new.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ _SAME_MASK = 0.8
 """IoU from which two masks of one image are one object's; the generator's own rule (boxes, 0.7) is a little milder."""
 
 
-def settle_duplicates(rows: Sequence[dict[str, Any]], new: set[str], people: set[str]) -> None:
+def settle_duplicates(rows: Sequence[dict[str, Any]], new: Set[str], people: Set[str]) -> None:
     """Let of a new mask and another that shows the same the one hold that is people's, else the better.
 
     Args:

@@ -18,6 +18,7 @@ from engine.triage.duplicates import settle_duplicates
 from engine.triage.people import ANSWERED, WAITING
 from engine.triage.repair import Mender
 from engine.triage.shard import MaskShard
+from engine.triage.shard_reader import ShardReader
 from schemas.errors import ImageError
 
 if TYPE_CHECKING:
@@ -72,39 +73,50 @@ def find_pending(store: Store, model: str, remedies: Sequence[str]) -> list[str]
     return [row["image_id"] for row in store.read(lambda snapshot: snapshot.rows(_PENDING, parameters))]
 
 
-def mend_images(
-    store: Store, model: str, image_ids: Sequence[str], menders: Mapping[str, Mender]
-) -> RepairReport:
+def mend_images(reader: ShardReader, image_ids: Sequence[str], menders: Mapping[str, Mender]) -> RepairReport:
     """Mend what was decided of these images, and commit them.
 
+    Images of which people have answered for more masks by then, or are asked about more, stay as they are; so do those
+    that were labelled anew meanwhile.
+
     Args:
-        store: holds their masks.
-        model: whose masks, name@version.
-        image_ids: some of what `find_pending` gave.
+        reader: of the images that `find_pending` gave.
+        image_ids: the next of these.
         menders: the model that carries out each remedy.
     """
-    shard = store.read(lambda snapshot: MaskShard(snapshot, model, image_ids, list(menders)))
+    shard = reader.read(image_ids)
     report = RepairReport()
-    done = [image_id for image_id in image_ids if _mend_image(shard, image_id, menders, report)]
+    mended = {image_id: _mend_image(shard, image_id, menders, report) for image_id in image_ids}
+    if not any(mended.values()):
+        return report
+    theirs = reader.people_of(image_ids) - shard.of_people
+    done = []
+    for image_id, made in mended.items():
+        if made is not None and not any(row["mask_id"] in theirs for row in shard.masks_of(image_id)):
+            done.append(image_id)
+            report.add(made)
     if done:
         images, tables = shard.tables(done)
-        store.commit_shard(model, images, tables)
+        reader.store.commit_shard(reader.model, images, tables)
     return report
 
 
-def _mend_image(shard: MaskShard, image_id: str, menders: Mapping[str, Mender], report: RepairReport) -> bool:
-    """Add an image's mended masks to the shard; False where there are none."""
+def _mend_image(
+    shard: MaskShard, image_id: str, menders: Mapping[str, Mender], report: RepairReport
+) -> RepairReport | None:
+    """Add an image's mended masks to the shard; returns what they are, None where there are none."""
     rows = shard.masks_of(image_id)
     asked = {remedy: [row for row in rows if shard.wants(row, remedy)] for remedy in menders}
     if not any(asked.values()):
-        return False
+        return None
     try:
         pixels_HW3 = _reread(shard.copies_of(image_id), image_id)
     except ImageError as error:
         name = shard.copies_of(image_id)[0]["uri"].rpartition("/")[2]
         report.left_out.append((name, str(error)))
         report.gone.add(image_id)
-        return False
+        return None
+    made_of_it = RepairReport()
     for remedy in menders:
         for mender in menders.values():
             parents = [
@@ -122,8 +134,8 @@ def _mend_image(shard: MaskShard, image_id: str, menders: Mapping[str, Mender], 
             settle_duplicates(shard.masks_of(image_id), {row["mask_id"] for row in children}, shard.of_people)
             held = sum(child["replaced_by"] is None for child in children)
             seconds = time.monotonic() - began
-            report.add(RepairReport({remedy: len(parents)}, {remedy: held}, {remedy: seconds}))
-    return True
+            made_of_it.add(RepairReport({remedy: len(parents)}, {remedy: held}, {remedy: seconds}))
+    return made_of_it
 
 
 def _mender_of(row: Mapping[str, Any], remedy: str, menders: Mapping[str, Mender]) -> Mender:

@@ -14,7 +14,7 @@ import numpy as np
 
 from engine.generate.pooling import unpack_embeddings
 from engine.triage.acquisition import FROM_ACCEPTED, FROM_ALL
-from engine.triage.candidates import Candidates
+from engine.triage.candidates import Candidates, Texts
 from schemas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,11 +31,17 @@ _ASKED = f"""
     SELECT unnest(mask_ids) AS mask_id FROM reviews WHERE queue = $queue
     UNION SELECT mask_id FROM ({_ANSWERS}) WHERE mask_id IS NOT NULL
 """
+# Numbered, so that a mask bears four bytes instead of two texts.
+_NUMBER_IMAGES = """
+    CREATE OR REPLACE TEMP TABLE numbered_images AS
+    SELECT (row_number() OVER (ORDER BY image_id) - 1)::INTEGER AS place, image_id, regexp_extract(min(uri), '^(.*)/', 1) AS stratum
+    FROM images WHERE model = $model GROUP BY image_id
+"""
 _FREE = f"""
-    SELECT mask_id, image_id, height, width, uncertainty, entropy, map_mean, decision,
-        regexp_extract(uri, '^(.*)/', 1) AS stratum
-    FROM masks LEFT JOIN (SELECT mask_id, decision FROM decisions WHERE model = $model) USING (mask_id)
-    LEFT JOIN (SELECT image_id, min(uri) AS uri FROM images WHERE model = $model GROUP BY image_id) USING (image_id)
+    SELECT mask_id, place, height, width, uncertainty, entropy, map_mean, coalesce(decision = 'people', false) AS people,
+        coalesce(decision = 'accept', false) AS accepted
+    FROM masks JOIN numbered_images USING (image_id)
+    LEFT JOIN (SELECT mask_id, decision FROM decisions WHERE model = $model) USING (mask_id)
     WHERE model = $model AND replaced_by IS NULL AND ($every OR image_id IN (SELECT unnest($images::VARCHAR[])))
         AND mask_id NOT IN ({_ASKED})
     ORDER BY mask_id
@@ -101,10 +107,15 @@ def read_free_masks(store: Store, queue: str, model: str, images: Sequence[str] 
         model: that made them, name@version.
         images: only of these image_ids; None for all.
     """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     asked: dict[str, Any] = {"model": model, "queue": queue}
     of = {**asked, "every": images is None, "images": list(images or [])}
 
-    def read(snapshot: Snapshot) -> tuple[pa.Table, set[str], list[str], Mapping[str, Any]]:
+    def read(snapshot: Snapshot) -> tuple[pa.Table, pa.Table, set[str], list[str], Mapping[str, Any]]:
+        snapshot.con.execute(_NUMBER_IMAGES, {"model": model})
+        of_images = snapshot.con.sql("FROM numbered_images ORDER BY place").to_arrow_table()
         table = snapshot.con.sql(_FREE, params=of).to_arrow_table()
         answered: dict[str, list[Mapping[str, Any]]] = {}
         for row in snapshot.rows(_ANSWERED, {}):
@@ -114,23 +125,22 @@ def read_free_masks(store: Store, queue: str, model: str, images: Sequence[str] 
         sent = [row["mask_id"] for row in snapshot.rows(_ASKED_OF_MODEL, asked)]
         [counts] = snapshot.rows(_COUNTS, {**asked, "accepted": FROM_ACCEPTED, "every": FROM_ALL})
         [there] = snapshot.rows(_THERE, {"model": model})
-        return table, known, sent, counts | there
+        return table, of_images, known, sent, counts | there
 
-    table, known, sent, about = store.read(read)
+    table, of_images, known, sent, about = store.read(read)
     if known:
-        table = table.filter([name not in known for name in table["mask_id"].to_pylist()])
-    mask_ids = table["mask_id"].to_pylist()
-    every_N = np.ones(len(table), bool)
-    decision_N = np.array(table["decision"].to_pylist(), object)
+        table = table.filter(pc.invert(pc.is_in(table["mask_id"], pa.array(sorted(known)))))
+    mask_ids = Texts(table["mask_id"])
+    every_N, place_N = np.ones(len(table), bool), table["place"].to_numpy()
     candidates = Candidates(
         mask_ids,
-        _shared(table["image_id"]),
-        _shared(table["stratum"]),
+        Texts(of_images["image_id"], place_N),
+        Texts(of_images["stratum"], place_N),
         _floats(table["uncertainty"]),
         _floats(table["entropy"]),
         _floats(table["map_mean"]),
-        decision_N == "people" if about["decisions"] else every_N,
-        decision_N == "accept" if about["decisions"] else every_N,
+        table["people"].to_numpy() if about["decisions"] else every_N,
+        table["accepted"].to_numpy() if about["decisions"] else every_N,
         partial(_embed, store, model, mask_ids) if about["embeddings"] else None,
     )
     size_N2 = np.stack([table["height"].to_numpy(), table["width"].to_numpy()], 1)
@@ -157,12 +167,6 @@ def read_embeddings(store: Store, model: str, mask_ids: Sequence[str]) -> np.nda
 
 def _embed(store: Store, model: str, mask_ids: Sequence[str], positions: np.ndarray) -> np.ndarray:
     return read_embeddings(store, model, [mask_ids[i] for i in positions.tolist()])
-
-
-def _shared(column: pa.ChunkedArray) -> list[str]:
-    """Its texts; equal ones are one object, which a million rows of few images need."""
-    of: dict[str, str] = {}
-    return [of.setdefault(text or "", text or "") for text in column.to_pylist()]
 
 
 def _floats(column: pa.ChunkedArray) -> np.ndarray:

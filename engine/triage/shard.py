@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,63 +14,39 @@ from engine.generate.records import MAP_STATISTICS, SCORES, ImageMasks
 from engine.generate.tables import map_table, mask_table
 from engine.masks.map_crop import MapCrop
 from engine.masks.rle import encode_masks, mask_iou
-from engine.store.connection import quote_sql
-from engine.triage.people import ANSWERED, WAITING
 from engine.triage.repair import SAME_OBJECT, Mender, Parent
 from schemas.tables import IMAGES, TABLES
 
-if TYPE_CHECKING:
-    from engine.store.snapshot import Snapshot
-
-_IMAGES = "FROM images WHERE model = $model AND image_id IN (SELECT unnest($images::VARCHAR[])) ORDER BY uri"
-# Row groups of other attempts are passed over by their statistics, whatever the size of the store.
-_ROWS = """
-    FROM {table} WHERE model = $model AND attempt IN ({attempts}) AND image_id IN (SELECT unnest($images::VARCHAR[]))
-"""
-# With the images in the text, the newest triage is looked for among theirs alone: a tenth of the time.
-_DECIDED = """
-    SELECT mask_id, decision FROM decisions
-    WHERE model = $model AND image_id IN ({images}) AND list_contains($remedies, decision)
-"""
-_PEOPLE = f"""
-    SELECT mask_id FROM ({ANSWERED} AND image_id IN (SELECT unnest($images::VARCHAR[])))
-    UNION {WAITING} AND image_id IN (SELECT unnest($images::VARCHAR[]))
-"""
+_A_MOMENT = timedelta(microseconds=1)
 
 
 class MaskShard:
     """Rows of some images and one model.
 
     Args:
-        snapshot: what they are read from.
         model: name@version.
-        image_ids: of the images.
-        remedies: decisions that are to be carried out.
-
-    Attributes:
+        rows: of `images`, `masks`, `maps` and `embeddings`, all that is seen of these images.
+        decisions: what is to be carried out, by mask_id.
         of_people: mask_ids that people have answered for, or are being asked about.
     """
 
     def __init__(
-        self, snapshot: Snapshot, model: str, image_ids: Sequence[str], remedies: Sequence[str]
+        self,
+        model: str,
+        rows: Mapping[str, list[dict[str, Any]]],
+        decisions: Mapping[str, str],
+        of_people: frozenset[str],
     ) -> None:
-        asked = {"model": model, "images": list(image_ids)}
+        self.of_people = of_people
         self._model = model
-        self._rows: dict[str, list[dict[str, Any]]] = {"images": snapshot.rows(_IMAGES, asked)}
-        attempts = sorted({row["attempt"] for row in self._rows["images"]})
-        for table in ("masks", "maps", "embeddings"):
-            sql = _ROWS.format(table=table, attempts=_listed(attempts))
-            self._rows[table] = snapshot.rows(sql, asked)
-        sql = _DECIDED.format(images=_listed(image_ids))
-        decided = snapshot.rows(sql, {"model": model, "remedies": list(remedies)})
-        self._decision = {row["mask_id"]: row["decision"] for row in decided}
-        self.of_people = {row["mask_id"] for row in snapshot.rows(_PEOPLE, {"images": list(image_ids)})}
-        self._maps = {row["mask_id"]: row for row in self._rows["maps"]}
-        self._embeddings = {row["mask_id"]: row for row in self._rows["embeddings"]}
+        self._images = rows["images"]
+        self._decision = decisions
+        self._maps = {row["mask_id"]: row for row in rows["maps"]}
+        self._embeddings = {row["mask_id"]: row for row in rows["embeddings"]}
         self._of: dict[str, list[dict[str, Any]]] = {}
-        for row in self._rows["masks"]:
+        for row in rows["masks"]:
             self._of.setdefault(row["image_id"], []).append(row)
-        self._tried = {(row["parent_mask_id"], row["repair"]) for row in self._rows["masks"]}
+        self._tried = {(row["parent_mask_id"], row["repair"]) for row in rows["masks"]}
 
     def masks_of(self, image_id: str) -> list[dict[str, Any]]:
         """Rows of an image's masks."""
@@ -77,7 +54,7 @@ class MaskShard:
 
     def copies_of(self, image_id: str) -> list[dict[str, Any]]:
         """Rows of `images` that bear the image, by uri."""
-        return [row for row in self._rows["images"] if row["image_id"] == image_id]
+        return [row for row in self._images if row["image_id"] == image_id]
 
     def wants(self, row: Mapping[str, Any], remedy: str) -> bool:
         """Whether a mask is to be mended so."""
@@ -149,17 +126,23 @@ class MaskShard:
         return children
 
     def tables(self, image_ids: Sequence[str]) -> tuple[pa.Table, dict[str, pa.Table]]:
-        """The rows of these images as a commit takes them."""
+        """The rows of these images as a commit takes them: committed a moment after those that they were made of, so that
+        whoever labelled an image meanwhile has the last word."""
         wanted = set(image_ids)
         masks = [row for image_id in image_ids for row in self._of[image_id]]
         # A copy that was labelled with other settings says nothing of these masks.
         attempt = {image_id: self._of[image_id][0]["attempt"] for image_id in image_ids}
         images = [
-            {**row, "n_masks": len(self._of[row["image_id"]]), "attempt": None}
-            for row in self._rows["images"]
+            {
+                **row,
+                "n_masks": len(self._of[row["image_id"]]),
+                "attempt": None,
+                "committed_at": row["committed_at"] + _A_MOMENT,
+            }
+            for row in self._images
             if row["image_id"] in wanted and row["attempt"] == attempt[row["image_id"]]
         ]
-        plain = [field for field in IMAGES if field.name not in ("model", "committed_at")]
+        plain = [field for field in IMAGES if field.name != "model"]
         schema = pa.schema([field.with_nullable(True) for field in plain])
         tables = {}
         for name, of in (
@@ -172,11 +155,6 @@ class MaskShard:
                 fields = [field for field in TABLES[name] if field.name not in ("model", "attempt")]
                 tables[name] = pa.Table.from_pylist(rows, pa.schema(fields))
         return pa.Table.from_pylist(images, schema), tables
-
-
-def _listed(texts: Sequence[str]) -> str:
-    """SQL of a list of texts, of which there is one at least."""
-    return ", ".join(map(quote_sql, texts or [""]))
 
 
 def _does_better(child: Mapping[str, Any], parent: Mapping[str, Any]) -> bool:

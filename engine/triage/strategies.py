@@ -11,7 +11,7 @@ Shape suffixes: N candidates, S those of a shortlist, M covered masks, C channel
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -48,7 +48,7 @@ def score_candidates(candidates: Candidates, strategy: Strategy, seed: int) -> n
     return np.nan_to_num(candidates.map_N.astype(np.float64), nan=-1.0)
 
 
-def draw_numbers(mask_ids: Sequence[str], seed: int) -> np.ndarray:
+def draw_numbers(mask_ids: Iterable[str], seed: int) -> np.ndarray:
     """A random number for each mask, 0..1, float64, that stays its own under a seed, whichever masks are beside it.
 
     To take the masks with the least numbers is to draw without replacement, each as likely ("permanent random numbers",
@@ -57,7 +57,7 @@ def draw_numbers(mask_ids: Sequence[str], seed: int) -> np.ndarray:
     """
     key = str(seed).encode()
     digests = (hashlib.blake2b(name.encode(), digest_size=8, key=key).digest() for name in mask_ids)
-    return np.frombuffer(b"".join(digests), "<u8") / 2.0**64
+    return np.fromiter((int.from_bytes(of, "little") for of in digests), np.uint64) / 2.0**64
 
 
 def spread_choice(

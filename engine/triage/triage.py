@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from engine.store.connection import explained
 from engine.store.layout import new_attempt
 from engine.triage.costs import Costs
 from engine.triage.decisions import DECISIONS, REMEDIES, Decided, decide_masks
@@ -64,8 +66,7 @@ def triage_masks(
     """Decide on the masks of a model; returns the totals, in the order of `DECISIONS`.
 
     Masks that wait for people are for them, or accepted: no machine touches them. Masks without a predicted_iou are left out
-    (`count_unscored`). Killed in the middle, images that it had not come to show their earlier decisions; the next triage
-    decides on all.
+    (`count_unscored`). What is decided is seen when all of it is: killed in the middle, everything shows its earlier decision.
 
     Args:
         store: with masks that heads have scored.
@@ -87,19 +88,27 @@ def triage_masks(
             )
         triage_id, done = new_attempt(), 0
         totals = np.zeros((len(DECISIONS), 4))  # masks, p_good, cost, gain
-        for batch in snapshot.con.sql(_MASKS, params={"model": model}).to_arrow_reader(_ROWS_AT_ONCE):
-            if not batch.num_rows:
-                continue
-            decided = _decide(batch, costs, remedies)
-            for place in range(len(DECISIONS)):
-                of_N = decided.decision_N == place
-                sums = [of[of_N].sum() for of in (decided.p_good_N, decided.cost_N, decided.gain_N)]
-                totals[place] += [of_N.sum(), *sums]
-            if write:
-                store.append_table("decisions", model, _table(batch, triage_id, decided))
-            done += batch.num_rows
-            if progress:
-                progress(done, count["scored"])
+
+        def rows() -> Iterator[pa.Table]:
+            nonlocal done
+            # Explained here: where they are written, an OSError would be the file's.
+            with explained(store.files, snapshot.paths):
+                for batch in snapshot.con.sql(_MASKS, params={"model": model}).to_arrow_reader(_ROWS_AT_ONCE):
+                    decided = _decide(batch, costs, remedies)
+                    for place in range(len(DECISIONS)):
+                        of_N = decided.decision_N == place
+                        sums = [of[of_N].sum() for of in (decided.p_good_N, decided.cost_N, decided.gain_N)]
+                        totals[place] += [of_N.sum(), *sums]
+                    yield _table(batch, triage_id, decided)
+                    done += batch.num_rows
+                    if progress:
+                        progress(done, count["scored"])
+
+        if write and count["scored"]:
+            # Of an image the newest triage is seen alone: one in part would hide decisions that it has none for.
+            store.append_tables("decisions", model, rows())
+        else:
+            deque(rows(), maxlen=0)
         return [
             DecisionTotal(name, int(masks), p_good / max(masks, 1), cost, gain)
             for name, (masks, p_good, cost, gain) in zip(DECISIONS, totals.tolist(), strict=True)
