@@ -86,7 +86,7 @@ def finetune_model(
             },
         },
         "settings": settings.model_dump(),
-        "metrics": {"step": made.step, "history": made.history},
+        "metrics": {"step": made.step, "history": made.history, "lost": len(made.lost)},
     }
     path = write_model(made.weights, made.task_prompt_4C, out, segmenter.name, segmenter.image_size, about)
     title = f"{segmenter.model_id}, fine-tuned"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine.learn.data import LabelledImage, LabelledMask, learnable_images, read_sets
 from engine.learn.image_loaders import PoolLoader
@@ -19,11 +19,12 @@ ANSWERS = "answers"
 # Of several answers to one mask the one that agrees most with the others counts, of equal ones the latest; one that
 # nobody agrees with, as when the others took the mask away, does not.
 _MASKS = """
-    SELECT l.image_id, l.rle, l.height, l.width, l.area, l.task, i.uri, i.fingerprint
+    SELECT l.image_id, l.rle, l.height, l.width, l.area, l.task, i.copies
     FROM (FROM labels WHERE verdict IN ('correct', 'fixed', 'new') AND area > 0 AND coalesce(agreement, 1) > 0
           QUALIFY row_number() OVER (PARTITION BY image_id, coalesce(mask_id, label_id)
                                      ORDER BY agreement DESC NULLS LAST, answered_at DESC) = 1) l
-    JOIN (SELECT image_id, min(uri) AS uri, arg_min(fingerprint, uri) AS fingerprint FROM images GROUP BY image_id) i USING (image_id)
+    JOIN (SELECT image_id, list(DISTINCT [uri, fingerprint] ORDER BY [uri, fingerprint]) AS copies FROM images
+          WHERE image_id IN (SELECT image_id FROM labels) GROUP BY image_id) i USING (image_id)
     ORDER BY l.image_id, l.label_id
 """
 
@@ -89,7 +90,7 @@ def read_answers(store: Store) -> list[LabelledImage]:
     A fifth of the images, told by their ids, is kept out for ever, however many more are answered.
     """
     rows = store.read(lambda snapshot: snapshot.rows(_MASKS, {}))
-    by_image: dict[str, list[dict[str, object]]] = {}
+    by_image: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_image.setdefault(str(row["image_id"]), []).append(row)
     return [
@@ -105,7 +106,7 @@ def read_answers(store: Store) -> list[LabelledImage]:
                 )
                 for row in of
             ),
-            load=PoolLoader(str(of[0]["uri"]), str(of[0]["fingerprint"]), image_id),
+            load=PoolLoader(image_id, tuple((uri, fingerprint) for uri, fingerprint in of[0]["copies"])),
             kept_out=is_kept_out(image_id),
         )
         for image_id, of in by_image.items()

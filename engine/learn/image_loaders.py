@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.pool import reread_image
+from engine.pool import reread_copy
 from schemas.errors import ConfigError, ImageError
 
 
@@ -53,16 +53,37 @@ class ArrayLoader:
         return self.pixels
 
 
+class LostImageError(ConfigError):
+    """An image of the pool cannot be opened any more as it was labelled.
+
+    Attributes:
+        image_id: which.
+    """
+
+    def __init__(self, image_id: str, uri: str, why: ImageError) -> None:
+        super().__init__(f"{uri} cannot be learnt from: {why}")
+        self.image_id = image_id
+
+
 @dataclass(frozen=True)
 class PoolLoader:
-    """Reads an image of the pool, and makes sure that it is the one that was labelled."""
+    """Reads an image of the pool, and makes sure that it is the one that was labelled.
 
-    uri: str
-    fingerprint: str
+    Attributes:
+        image_id: which.
+        copies: (uri, fingerprint) of each of its files; the first that is still there is read.
+    """
+
     image_id: str
+    copies: tuple[tuple[str, str], ...]
 
     def __call__(self) -> np.ndarray:
+        """Its pixels, uint8 HW3 RGB.
+
+        Raises:
+            LostImageError: none of its files is there any more, as it was.
+        """
         try:
-            return reread_image(self.uri, self.fingerprint, self.image_id).pixels
+            return reread_copy(self.copies, self.image_id).pixels
         except ImageError as error:
-            raise ConfigError(f"{self.uri} cannot be learnt from: {error}") from None
+            raise LostImageError(self.image_id, self.copies[0][0], error) from None

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 _LEAST_CELLS = 4
 
 _PSEUDO_LABELS = f"""
-    SELECT i.image_id, i.uri, i.fingerprint, m.mask_id, m.rle, m.height, m.width, m.point_x, m.point_y,
+    SELECT i.image_id, i.copies, m.mask_id, m.rle, m.height, m.width, m.point_x, m.point_y,
            p.x0, p.y0, p.x1, p.y1, p.rows, p.columns, p.values,
            i.image_id IN (SELECT image_id FROM labels WHERE verdict NOT IN ('withdrawn', 'skipped')) AS answered
-    FROM (SELECT image_id, min(uri) AS uri, arg_min(fingerprint, uri) AS fingerprint
+    FROM (SELECT image_id, list(DISTINCT [uri, fingerprint] ORDER BY [uri, fingerprint]) AS copies
           FROM images WHERE model = $1 AND error_kind IS NULL GROUP BY image_id) i
     LEFT JOIN (SELECT m.* FROM masks m
           LEFT JOIN (SELECT image_id, mask_id, decision FROM decisions WHERE model = $1) d USING (image_id, mask_id)
@@ -173,7 +173,7 @@ def pseudo_labelled_images(
                 "Label the pool again with maps."
             )
         if found or not of[0]["answered"]:
-            load = PoolLoader(of[0]["uri"], of[0]["fingerprint"], image_id)
+            load = PoolLoader(image_id, tuple((uri, fingerprint) for uri, fingerprint in of[0]["copies"]))
             made.append(TrainingImage(image_id, image_id, False, tuple(found), load, bool(of[0]["answered"])))
     return made
 

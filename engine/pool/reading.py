@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem
@@ -53,6 +53,21 @@ def reread_image(uri: str, fingerprint: str, image_id: str) -> PoolImage:
     data = reread_bytes(uri, fingerprint, image_id)
     mode, pixels_HW3 = decode_image(data, PoolSettings().max_pixels)
     return PoolImage(PoolItem(uri, fingerprint), image_id, pixels_HW3, mode, len(data))
+
+
+def reread_copy(copies: Sequence[tuple[str, str]], image_id: str) -> PoolImage:
+    """The same from the first of its files (uri, fingerprint) that is still there.
+
+    Raises:
+        ImageError: none is; what is said is of the last one.
+    """
+    for place, (uri, fingerprint) in enumerate(copies):
+        try:
+            return reread_image(uri, fingerprint, image_id)
+        except ImageError:
+            if place + 1 == len(copies):
+                raise
+    raise ValueError("An image without a file is none.")
 
 
 def reread_bytes(uri: str, fingerprint: str, image_id: str) -> bytes:
