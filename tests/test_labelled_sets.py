@@ -13,12 +13,20 @@ from PIL import Image
 from sample_rows import make_samples
 
 from engine.evaluate.uncertainty import evaluate_uncertainty
+from engine.learn.checkpoints import StaleCheckpointError
 from engine.learn.data import leave_out_groups, read_coco
+from engine.learn.finetuning import finetune
 from engine.learn.gap_targets import TargetMaker
 from engine.learn.head_fitting import fit_heads
+from engine.learn.image_loaders import FileLoader
+from engine.learn.learnable import make_learner
+from engine.learn.lessons import Lessons
 from engine.learn.perceptron import FitSettings
+from engine.learn.refiner_fitting import RefinerSettings, fit_refiner
+from engine.learn.training_images import human_images
 from engine.models.loading import load_segmenter
 from schemas.errors import ConfigError
+from schemas.settings import FinetuneSettings
 
 FAST = FitSettings(members=1, hidden=16, epochs=3)
 
@@ -77,6 +85,54 @@ def test_an_image_is_known_by_its_labels_however_they_are_written(folder: Path) 
     after = read_coco(folder)
     assert [image.digest for image in after] == [image.digest for image in before]
     assert leave_out_groups(after, {before[0].digest}) == after[1:]
+
+
+def share_masks(folder: Path) -> Path:
+    """Give every image the masks of the first, as labelled frames of one resting camera have them."""
+    path = folder / "annotations.json"
+    content = json.loads(path.read_text())
+    first = [a for a in content["annotations"] if a["image_id"] == content["images"][0]["id"]]
+    content["annotations"] = [{**a, "image_id": image["id"]} for image in content["images"] for a in first]
+    path.write_text(json.dumps(content))
+    return folder
+
+
+def test_images_with_equal_masks_are_learnt_from_with_their_own_pixels(folder: Path) -> None:
+    nano, settings = load_segmenter("sam-nano", device="cpu"), FinetuneSettings(masks=2)
+    one, other = human_images(read_coco(share_masks(folder)))
+    model = make_learner(nano, settings)
+    alone = Lessons(nano, model, settings).judge([other])
+    lessons = Lessons(nano, model, settings)
+    assert lessons.judge([one]) != alone
+    assert lessons.judge([other]) == alone
+
+
+@pytest.mark.parametrize("learner", ["model", "refiner"])
+def test_pictures_replaced_under_the_same_labels_make_another_run(learner: str, tmp_path: Path) -> None:
+    folder = write_coco(tmp_path / "set", range(950_000, 950_004))
+    nano, checkpoint = load_segmenter("sam-nano", device="cpu"), tmp_path / "run.checkpoint"
+
+    def learn() -> None:
+        images = read_coco(folder)
+        if learner == "model":
+            settings = FinetuneSettings(steps=1, images=1, masks=1, rounds=1)
+            finetune(nano, human_images(images), [], settings, checkpoint=checkpoint)
+        else:
+            fit_refiner(nano, images, RefinerSettings(steps=1, images=1, masks=1), checkpoint=checkpoint)
+
+    learn()
+    learn()
+    Image.open(folder / "03.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "03.png")
+    with pytest.raises(StaleCheckpointError, match="another run"):
+        learn()
+
+
+def test_a_labelled_file_is_read_once_to_tell_it_from_others(folder: Path) -> None:
+    image = read_coco(folder)[0]
+    assert isinstance(image.load, FileLoader)
+    names = image.key, image.load.image_id
+    (folder / "00.png").unlink()
+    assert names == (image.key, image.load.image_id)
 
 
 def test_sets_of_one_group_are_fitted_to_but_cannot_calibrate() -> None:

@@ -79,11 +79,21 @@ class LabelledImage:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the masks change, or what is in the file of the pixels; the same wherever that lies."""
-        if not isinstance(self.load, FileLoader):
-            return self.digest
-        content = hashlib.blake2b(self.load.read_bytes(), digest_size=8).hexdigest()
-        return f"{self.digest}-{content}"
+        """Changes when the masks change, or what is in the file of the pixels; the same wherever that lies.
+
+        Raises:
+            ConfigError: the file cannot be read.
+        """
+        return f"{self.digest}-{self.load.digest}" if isinstance(self.load, FileLoader) else self.digest
+
+    @property
+    def key(self) -> str:
+        """Which image with which masks: its `fingerprint` with its name, which tells images of the pool and scenes apart.
+
+        Raises:
+            ConfigError: the file cannot be read.
+        """
+        return f"{self.name}/{self.fingerprint}"
 
     def preload(self) -> LabelledImage:
         """The same with its pixels in memory."""

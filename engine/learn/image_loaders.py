@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from engine.pool import reread_copy
+from engine.pool import hash_image, reread_copy
 from schemas.errors import ConfigError, ImageError
 
 
 @dataclass(frozen=True)
 class FileLoader:
-    """Reads a file, uint8 HW3 RGB."""
+    """Reads a file, uint8 HW3 RGB. What tells its content from another is read once.
+
+    Attributes:
+        path: of the file.
+    """
 
     path: Path
+
+    @property
+    def image_id(self) -> str:
+        """What the file is called in a pool, see `hash_image`.
+
+        Raises:
+            ConfigError: it cannot be read.
+        """
+        return self._hashes[0]
+
+    @property
+    def digest(self) -> str:
+        """Hash of the file, 16 hex digits.
+
+        Raises:
+            ConfigError: it cannot be read.
+        """
+        return self._hashes[1]
+
+    @cached_property
+    def _hashes(self) -> tuple[str, str]:
+        data = self.read_bytes()
+        return hash_image(data), hashlib.blake2b(data, digest_size=8).hexdigest()
 
     def __call__(self) -> np.ndarray:
         from PIL import Image

@@ -17,7 +17,6 @@ from engine.learn.image_loaders import FileLoader, PoolLoader
 from engine.masks.map_crop import MapCrop
 from engine.masks.rle import decode_rle
 from engine.models.segmenter import Segmenter
-from engine.pool import hash_image
 from engine.triage.people import ANSWERED
 from schemas.errors import ConfigError
 from schemas.records import TASKS
@@ -69,7 +68,7 @@ class TrainingImage:
     """An image with masks, a person's not without; `load` gives uint8 HW3 RGB. Images of one `group` are never split.
 
     Attributes:
-        key: the same image and masks have the same, wherever they lie.
+        key: the same image and masks have the same, wherever they lie; other pixels or masks have another.
         human: whether people drew the masks.
         answered: whether people have said something of the image: there, the model's former answers are no longer held to.
     """
@@ -97,7 +96,11 @@ class MaskTargets:
 
 
 def human_images(images: Iterable[LabelledImage]) -> list[TrainingImage]:
-    """Labelled images to learn from; masks without a pixel are left out, and so are images without a mask."""
+    """Labelled images to learn from; masks without a pixel are left out, and so are images without a mask.
+
+    Raises:
+        ConfigError: a file cannot be read.
+    """
     made = []
     for image in images:
         masks = []
@@ -108,7 +111,7 @@ def human_images(images: Iterable[LabelledImage]) -> list[TrainingImage]:
                 task = TASKS.index(mask.task) if mask.task in TASKS else 0
                 masks.append(TrainingMask(str(plain["counts"]), (size[0], size[1]), task))  # type: ignore[index]
         if masks:
-            made.append(TrainingImage(image.digest, image.group, True, tuple(masks), image.load))
+            made.append(TrainingImage(image.key, image.group, True, tuple(masks), image.load))
     return made
 
 
@@ -147,9 +150,7 @@ def pseudo_labelled_images(
         raise ConfigError(
             f"The store {store.files.label} holds no masks of {model} to learn from. Label a pool with it: gapmap label"
         )
-    known_files = {
-        hash_image(image.load.read_bytes()) for image in labelled if isinstance(image.load, FileLoader)
-    }
+    known_files = {image.load.image_id for image in labelled if isinstance(image.load, FileLoader)}
     by_image: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         if row["image_id"] not in known_files:
