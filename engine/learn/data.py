@@ -103,10 +103,11 @@ class LabelledImage:
 def read_coco(annotations: str | Path) -> list[LabelledImage]:
     """Images of a COCO file, in file order; `file_name` is relative to the file's folder.
 
-    Segmentations may be compressed RLE, uncompressed RLE or polygons; crowds are left out.
+    Segmentations may be compressed RLE, uncompressed RLE or polygons; crowds are left out. Masks are of the upright picture, which
+    people see, whatever its EXIF orientation.
 
     Raises:
-        ConfigError: the file is missing or is no COCO file.
+        ConfigError: the file is missing or is no COCO file, or masks of one image have different sizes.
     """
     path = Path(annotations)
     if path.is_dir():
@@ -122,17 +123,24 @@ def read_coco(annotations: str | Path) -> list[LabelledImage]:
                 masks[record["id"]].append(
                     LabelledMask(rle, int(coco_mask.area(rle)), annotation.get("task", "entity"))
                 )
+        sizes = {key: {tuple(mask.rle["size"]) for mask in of} for key, of in masks.items() if of}  # type: ignore[arg-type]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path} is not a readable COCO file ({error!r}); give a JSON with images and annotations."
         ) from error
+    for key, several in sizes.items():
+        if len(several) > 1:
+            raise ConfigError(
+                f"{path}: masks of {records[key]['file_name']} have different sizes (height, width): {sorted(several)}. "
+                "Give all of them the picture's."
+            )
     return [
         LabelledImage(
             name=record["file_name"],
             group=str(record.get("group", record["file_name"])),
             modality=str(record.get("modality", "")),
             masks=tuple(masks[key]),
-            load=FileLoader(path.parent / record["file_name"]),
+            load=FileLoader(path.parent / record["file_name"], *sizes[key]),
         )
         for key, record in records.items()
         if masks[key]
