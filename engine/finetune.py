@@ -71,7 +71,12 @@ def finetune_model(
     if store is not None:
         labelled = [image for images in sets.values() for image in images]
         pseudo = pseudo_labelled_images(
-            store, segmenter.model_id, labelled=labelled, most_uncertain=most_uncertain
+            store,
+            segmenter.model_id,
+            labelled=labelled,
+            most_uncertain=most_uncertain,
+            images=settings.steps * settings.images,  # a run draws no more
+            seed=settings.seed,
         )
     checkpoint = out / CHECKPOINT
     made = finetune(segmenter, human, pseudo, settings, checkpoint=checkpoint, progress=progress)
