@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from store_rows import MODEL, image_row, mask_rows, tables_of
+from triage_rows import label_row
 
+from engine.judging import judge_version
+from engine.learn.answers import is_kept_out, read_lessons
 from engine.learn.data import scene_images
 from engine.learn.finetuning import finetune
 from engine.learn.image_loaders import FileLoader, PoolLoader
@@ -19,6 +24,8 @@ from engine.masks.map_crop import MapCrop
 from engine.models.loading import load_segmenter
 from engine.models.segmenter import Segmenter
 from engine.pool import hash_image
+from engine.scenes import make_scene
+from engine.store import Store
 from schemas.errors import ConfigError
 from schemas.settings import FinetuneSettings
 
@@ -126,3 +133,48 @@ def test_a_moved_image_is_learnt_from_where_its_copy_lies(
     expected = finetune(nano, human, pool, TINY)
     assert result.lost == []
     assert all(torch.equal(expected.weights[name], value) for name, value in result.weights.items())
+
+
+@pytest.fixture
+def answered(tmp_path: Path) -> tuple[Store, dict[str, Path]]:
+    """A store in which people drew a mask in each of ten pictures, and the pictures by image_id; some are kept out."""
+    store, paths = Store(str(tmp_path / "masks")), {}
+    for seed in range(10):
+        path = tmp_path / f"{seed}.png"
+        Image.fromarray(make_scene(seed, 64).image[:48]).save(path)
+        row = image_row(f"file://{path}", n_masks=1, image_id=hash_image(path.read_bytes()))
+        store.commit_shard(MODEL, *tables_of([row]))
+        [mask] = mask_rows(row, "first")
+        store.append("labels", [label_row(mask, "correct", area=50)])
+        paths[row["image_id"]] = path
+    return store, paths
+
+
+def test_a_version_is_judged_by_the_answers_whose_pictures_are_still_there(
+    answered: tuple[Store, dict[str, Path]], caplog: pytest.LogCaptureFixture
+) -> None:
+    store, paths = answered
+    kept_out = [image_id for image_id in paths if is_kept_out(image_id)]
+    assert len(kept_out) > 1
+    paths[kept_out[0]].unlink()
+    judge_version(store, "sam2-mini", [], name="sam-nano", device="cpu")
+    [row] = store.query("SELECT numbers FROM promotions").to_pylist()
+    assert json.loads(row["numbers"])["images"] == {"answers": len(kept_out) - 1}
+    assert "1 images that people answered for are left out" in caplog.text
+    for image_id in kept_out[1:]:
+        paths[image_id].unlink()
+    with pytest.raises(ConfigError, match=r"None of the images .* Bring them back"):
+        judge_version(store, "sam2-mini", [], name="sam-nano", device="cpu")
+
+
+def test_heads_and_refiner_are_fitted_to_the_answers_whose_pictures_are_still_there(
+    answered: tuple[Store, dict[str, Path]],
+) -> None:
+    store, paths = answered
+    gone = next(iter(paths))
+    paths[gone].unlink()
+    assert {image.name for image in read_lessons([], store)["answers"]} == set(paths)
+    assert {image.name for image in read_lessons([], store, openable=True)["answers"]} == {*paths} - {gone}
+    for path in paths.values():
+        path.unlink(missing_ok=True)
+    assert read_lessons([], store, openable=True) == {}

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.learn.data import LabelledImage, LabelledMask, learnable_images, read_sets
-from engine.learn.image_loaders import PoolLoader
+from engine.learn.image_loaders import LostImageError, PoolLoader
 from schemas.records import TASKS
 
 if TYPE_CHECKING:
     from engine.store import Store
+
+_log = logging.getLogger(__name__)
 
 ANSWERS = "answers"
 """What the set of a store's answers is called."""
@@ -51,13 +54,20 @@ def read_every_set(data: Iterable[Path], store: Store | None) -> dict[str, list[
     return sets
 
 
-def read_lessons(data: Iterable[Path], store: Store | None) -> dict[str, list[LabelledImage]]:
+def read_lessons(
+    data: Iterable[Path], store: Store | None, *, openable: bool = False
+) -> dict[str, list[LabelledImage]]:
     """The same without people's answers as long as all of them are kept out: there is nothing to learn from those yet.
+
+    Args:
+        openable: without images that are gone, see `leave_out_lost`.
 
     Raises:
         ConfigError: as `read_every_set`.
     """
     sets = read_every_set(data, store)
+    if openable:
+        sets = leave_out_lost(sets)
     if ANSWERS in sets and not learnable_images(sets[ANSWERS]):
         del sets[ANSWERS]
     return sets
@@ -111,6 +121,28 @@ def read_answers(store: Store) -> list[LabelledImage]:
         )
         for image_id, of in by_image.items()
     ]
+
+
+def leave_out_lost(sets: Mapping[str, Sequence[LabelledImage]]) -> dict[str, list[LabelledImage]]:
+    """Sets without those images of the pool that cannot be opened any more, and without sets of which nothing is left.
+
+    Reads every image of the pool in them, and says how many are lost.
+    """
+    there: dict[str, list[LabelledImage]] = {name: [] for name in sets}
+    lost: list[LostImageError] = []
+    for name, images in sets.items():
+        for image in images:
+            try:
+                if isinstance(image.load, PoolLoader):
+                    image.load()
+                there[name].append(image)
+            except LostImageError as error:
+                lost.append(error)
+    if lost:
+        _log.warning(
+            "%d images that people answered for are left out: they are gone. First: %s", len(lost), lost[0]
+        )
+    return {name: images for name, images in there.items() if images or not sets[name]}
 
 
 def is_kept_out(image_id: str) -> bool:
