@@ -20,7 +20,7 @@ from schemas.errors import ConfigError
 from schemas.settings import FinetuneSettings
 
 CHECKPOINT = "finetune.checkpoint"
-"""What a killed run goes on from, in the folder of the models."""
+"""What a killed run goes on from, in the folder of the models; also one that was killed before its version was recorded."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ def finetune_model(
 ) -> ModelVersion:
     """Fine-tune a model and write the new version to OUT/VERSION/NAME.safetensors, and how it went to learning.png there.
 
-    Killed at any moment, the same call goes on from the last checkpoint.
+    Killed at any moment, the same call goes on from the last checkpoint. That is left in the folder: it is to be removed
+    once the version is recorded, so that nothing is lost in between.
 
     Args:
         segmenter: the model to begin with.
@@ -96,7 +97,6 @@ def finetune_model(
     path = write_model(made.weights, made.task_prompt_4C, out, segmenter.name, segmenter.image_size, about)
     title = f"{segmenter.model_id}, fine-tuned"
     draw_learning(made.history, made.step, path.with_name("learning.png"), title=title)
-    checkpoint.unlink(missing_ok=True)
     new = load_segmenter(path, device=segmenter.device)
     texts = {key: json.dumps(about[key], sort_keys=True) for key in ("data", "settings", "metrics")}
     return ModelVersion(path, {**describe_model(new), "parent": segmenter.model_id, **texts})
