@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def finetune_model(
     out: Path,
     *,
     most_uncertain: float = 1.0,
+    answered_until: datetime | None = None,
     progress: Callable[[int, int, dict[str, float]], None] | None = None,
 ) -> ModelVersion:
     """Fine-tune a model and write the new version to OUT/VERSION/NAME.safetensors, and how it went to learning.png there.
@@ -55,6 +57,7 @@ def finetune_model(
         settings: how.
         out: folder of the model's versions.
         most_uncertain: masks of the store with a higher `uncertainty` are left out.
+        answered_until: what `find_latest_answer` said before the sets were read; answers pulled later are new to the version.
         progress: called with (updates done, updates in all, the latest look at the held-out groups).
 
     Raises:
@@ -81,7 +84,7 @@ def finetune_model(
         )
     checkpoint = out / CHECKPOINT
     made = finetune(segmenter, human, pseudo, settings, checkpoint=checkpoint, progress=progress)
-    about = {
+    about: dict[str, Any] = {
         "parent": segmenter.model_id,
         "data": {
             "human": {name: len(images) for name, images in learnt.items()},
@@ -98,5 +101,8 @@ def finetune_model(
     title = f"{segmenter.model_id}, fine-tuned"
     draw_learning(made.history, made.step, path.with_name("learning.png"), title=title)
     new = load_segmenter(path, device=segmenter.device)
-    texts = {key: json.dumps(about[key], sort_keys=True) for key in ("data", "settings", "metrics")}
+    # Beside the file's metadata, not in it: the same lessons make the same version, however late they were read.
+    until = {"answered_until": answered_until and answered_until.isoformat()}
+    said = {**about, "data": {**about["data"], **until}}
+    texts = {key: json.dumps(said[key], sort_keys=True) for key in ("data", "settings", "metrics")}
     return ModelVersion(path, {**describe_model(new), "parent": segmenter.model_id, **texts})

@@ -16,6 +16,7 @@ from tasks.label_shard import DEVICE_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
     from engine.finetune import ModelVersion
     from engine.learn.data import LabelledImage
@@ -32,6 +33,7 @@ def learn_model(
     settings: FinetuneSettings,
     out: Path,
     most_uncertain: float,
+    answered_until: datetime | None,
     anew: bool = False,
 ) -> ModelVersion:
     """Fine-tune, and record the new version in the store; see `engine.finetune.finetune_model`.
@@ -63,7 +65,14 @@ def learn_model(
 
     def learn() -> ModelVersion:
         return finetune_model(
-            segmenter, sets, store, settings, out, most_uncertain=most_uncertain, progress=progress
+            segmenter,
+            sets,
+            store,
+            settings,
+            out,
+            most_uncertain=most_uncertain,
+            answered_until=answered_until,
+            progress=progress,
         )
 
     with concurrency(DEVICE_LIMIT, occupy=1, strict=False):

@@ -35,11 +35,19 @@ _VERDICTS = """
     SELECT verdict, count(*) AS n FROM labels WHERE pulled_at >= $began AND verdict <> 'withdrawn' GROUP BY verdict
     ORDER BY n DESC, verdict
 """
-_NEW = """
+LEARNT_UNTIL = """
+    CASE WHEN json_exists(data, '$.answered_until') THEN coalesce((data ->> '$.answered_until')::TIMESTAMPTZ, '1970-01-01')
+    ELSE created_at END
+"""
+"""SQL of a row of `models`: the `pulled_at` of the newest answer that was there when the version began to learn. Of older ones that
+is not known: when their row was written."""
+_NEW = f"""
     SELECT count(*) AS n, date_part('epoch', now() - min(pulled_at)) / 3600 AS oldest_h FROM labels
     WHERE verdict IN ('correct', 'fixed', 'new', 'no object', 'deleted')
-    AND pulled_at > (SELECT coalesce(max(created_at), '1970-01-01'::TIMESTAMPTZ) FROM models WHERE parent IS NOT NULL)
+    AND pulled_at > (SELECT coalesce(max({LEARNT_UNTIL}), '1970-01-01'::TIMESTAMPTZ) FROM models
+                     WHERE parent IS NOT NULL AND name = $name)
 """
+_LATEST = "SELECT max(pulled_at) AS pulled_at FROM labels"
 
 
 def read_every_set(data: Iterable[Path], store: Store | None) -> dict[str, list[LabelledImage]]:
@@ -79,14 +87,22 @@ def count_verdicts(store: Store, began: datetime) -> dict[str, int]:
     return {str(row["verdict"]): int(row["n"]) for row in rows}
 
 
-def why_wait(store: Store, least_new: int, longest_wait_h: float | None = None) -> str:
+def find_latest_answer(store: Store) -> datetime | None:
+    """`pulled_at` of the newest row of `labels`; None where nobody has answered. Ask before the answers are read: what is pulled
+    in between is new after it."""
+    (row,) = store.read(lambda snapshot: snapshot.rows(_LATEST, {}))
+    return row["pulled_at"]  # type: ignore[no-any-return]
+
+
+def why_wait(store: Store, name: str, least_new: int, longest_wait_h: float | None = None) -> str:
     """Why fine-tuning has to wait for more answers; empty where it has not to.
 
     Args:
-        least_new: masks answered since a model was fine-tuned last that are enough.
+        name: what the model is called, whatever its version.
+        least_new: masks that are enough, of those answered since a version of it began to learn last.
         longest_wait_h: hours after which fewer are enough; None for never.
     """
-    (new,) = store.read(lambda snapshot: snapshot.rows(_NEW, {}))
+    (new,) = store.read(lambda snapshot: snapshot.rows(_NEW, {"name": name}))
     late = longest_wait_h is not None and new["n"] and new["oldest_h"] >= longest_wait_h
     if new["n"] >= least_new or late:
         return ""
