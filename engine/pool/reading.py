@@ -45,13 +45,13 @@ def read_image(
 
 
 def reread_image(uri: str, fingerprint: str, image_id: str) -> PoolImage:
-    """An image of the table `images`, as it was labelled.
+    """An image of the table `images`, as it was labelled, however many pixels it was allowed to have then.
 
     Raises:
         ImageError: it cannot be opened any more, or another image took its place.
     """
     data = reread_bytes(uri, fingerprint, image_id)
-    mode, pixels_HW3 = decode_image(data, PoolSettings().max_pixels)
+    mode, pixels_HW3 = decode_image(data, None)
     return PoolImage(PoolItem(uri, fingerprint), image_id, pixels_HW3, mode, len(data))
 
 
