@@ -91,7 +91,7 @@ def find_latest_answer(store: Store) -> datetime | None:
     """`pulled_at` of the newest row of `labels`; None where nobody has answered. Ask before the answers are read: what is pulled
     in between is new after it."""
     (row,) = store.read(lambda snapshot: snapshot.rows(_LATEST, {}))
-    return row["pulled_at"]  # type: ignore[no-any-return]
+    return row["pulled_at"]
 
 
 def why_wait(store: Store, name: str, least_new: int, longest_wait_h: float | None = None) -> str:

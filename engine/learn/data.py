@@ -41,6 +41,12 @@ class LabelledMask:
     task: str
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Height and width, pixels."""
+        height, width = self.rle["size"]  # type: ignore[misc]
+        return int(height), int(width)  # type: ignore[has-type]
+
+    @property
     def plain_rle(self) -> dict[str, object]:
         """The run lengths as JSON has them, whether they came from there, from polygons or from an array."""
         counts = self.rle["counts"]
@@ -123,7 +129,7 @@ def read_coco(annotations: str | Path) -> list[LabelledImage]:
                 masks[record["id"]].append(
                     LabelledMask(rle, int(coco_mask.area(rle)), annotation.get("task", "entity"))
                 )
-        sizes = {key: {tuple(mask.rle["size"]) for mask in of} for key, of in masks.items() if of}  # type: ignore[arg-type]
+        sizes = {key: {mask.size for mask in of} for key, of in masks.items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path} is not a readable COCO file ({error!r}); give a JSON with images and annotations."
@@ -140,7 +146,7 @@ def read_coco(annotations: str | Path) -> list[LabelledImage]:
             group=str(record.get("group", record["file_name"])),
             modality=str(record.get("modality", "")),
             masks=tuple(masks[key]),
-            load=FileLoader(path.parent / record["file_name"], *sizes[key]),
+            load=FileLoader(path.parent / record["file_name"], masks[key][0].size),
         )
         for key, record in records.items()
         if masks[key]

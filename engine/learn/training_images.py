@@ -120,11 +120,9 @@ def human_images(images: Iterable[LabelledImage]) -> list[TrainingImage]:
     for image in images:
         masks = []
         for mask in image.masks:
-            plain = mask.plain_rle
             if mask.area:
-                size = plain["size"]
                 task = TASKS.index(mask.task) if mask.task in TASKS else 0
-                masks.append(TrainingMask(str(plain["counts"]), (size[0], size[1]), task))  # type: ignore[index]
+                masks.append(TrainingMask(str(mask.plain_rle["counts"]), mask.size, task))
         if masks:
             made.append(TrainingImage(image.key, image.group, True, tuple(masks), image.load))
     return made
