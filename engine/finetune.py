@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from schemas.errors import ConfigError
 from schemas.settings import FinetuneSettings
 
 CHECKPOINT = "finetune.checkpoint"
-"""What a killed run goes on from, in the folder of the models."""
+"""What a killed run goes on from, in the folder of the models; also one that was killed before its version was recorded."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,13 @@ def finetune_model(
     out: Path,
     *,
     most_uncertain: float = 1.0,
+    answered_until: datetime | None = None,
     progress: Callable[[int, int, dict[str, float]], None] | None = None,
 ) -> ModelVersion:
     """Fine-tune a model and write the new version to OUT/VERSION/NAME.safetensors, and how it went to learning.png there.
 
-    Killed at any moment, the same call goes on from the last checkpoint.
+    Killed at any moment, the same call goes on from the last checkpoint. That is left in the folder: it is to be removed
+    once the version is recorded, so that nothing is lost in between.
 
     Args:
         segmenter: the model to begin with.
@@ -54,6 +57,7 @@ def finetune_model(
         settings: how.
         out: folder of the model's versions.
         most_uncertain: masks of the store with a higher `uncertainty` are left out.
+        answered_until: what `find_latest_answer` said before the sets were read; answers pulled later are new to the version.
         progress: called with (updates done, updates in all, the latest look at the held-out groups).
 
     Raises:
@@ -71,11 +75,16 @@ def finetune_model(
     if store is not None:
         labelled = [image for images in sets.values() for image in images]
         pseudo = pseudo_labelled_images(
-            store, segmenter.model_id, labelled=labelled, most_uncertain=most_uncertain
+            store,
+            segmenter.model_id,
+            labelled=labelled,
+            most_uncertain=most_uncertain,
+            images=settings.steps * settings.images,  # a run draws no more
+            seed=settings.seed,
         )
     checkpoint = out / CHECKPOINT
     made = finetune(segmenter, human, pseudo, settings, checkpoint=checkpoint, progress=progress)
-    about = {
+    about: dict[str, Any] = {
         "parent": segmenter.model_id,
         "data": {
             "human": {name: len(images) for name, images in learnt.items()},
@@ -86,12 +95,14 @@ def finetune_model(
             },
         },
         "settings": settings.model_dump(),
-        "metrics": {"step": made.step, "history": made.history},
+        "metrics": {"step": made.step, "history": made.history, "lost": len(made.lost)},
     }
     path = write_model(made.weights, made.task_prompt_4C, out, segmenter.name, segmenter.image_size, about)
     title = f"{segmenter.model_id}, fine-tuned"
     draw_learning(made.history, made.step, path.with_name("learning.png"), title=title)
-    checkpoint.unlink(missing_ok=True)
     new = load_segmenter(path, device=segmenter.device)
-    texts = {key: json.dumps(about[key], sort_keys=True) for key in ("data", "settings", "metrics")}
+    # Beside the file's metadata, not in it: the same lessons make the same version, however late they were read.
+    until = {"answered_until": answered_until and answered_until.isoformat()}
+    said = {**about, "data": {**about["data"], **until}}
+    texts = {key: json.dumps(said[key], sort_keys=True) for key in ("data", "settings", "metrics")}
     return ModelVersion(path, {**describe_model(new), "parent": segmenter.model_id, **texts})

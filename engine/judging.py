@@ -8,7 +8,7 @@ from typing import Any
 
 from engine.evaluate.gate import Verdict
 from engine.evaluate.interactive import choose_images
-from engine.learn.answers import read_every_set
+from engine.learn.answers import leave_out_lost, read_every_set
 from engine.learn.data import LabelledImage, split_groups
 from engine.models.loading import load_segmenter
 from engine.promotion import find_current, promote_model
@@ -22,18 +22,23 @@ _UNJUDGED = """
 """
 
 
+class NothingKeptOutError(ConfigError):
+    """No labelled image is kept out of learning, so that nothing can be judged by."""
+
+
 def kept_out_sets(store: Store, data: Sequence[Path]) -> dict[str, list[LabelledImage]]:
     """By name of their set, labelled images that no model learns from.
 
     Raises:
-        ConfigError: there are none.
+        NothingKeptOutError: there are none.
+        ConfigError: a COCO file cannot be read.
     """
     sets = read_every_set(data, store)
     if not sets:
-        raise ConfigError("There is nothing to judge on. Give labelled images: --data FOLDER")
+        raise NothingKeptOutError("There is nothing to judge on. Give labelled images: --data FOLDER")
     held = {name: split_groups(of)[1] for name, of in sets.items()}
     if not any(held.values()):
-        raise ConfigError(
+        raise NothingKeptOutError(
             "The sets have too few groups of images to keep any out. Give sets of three groups or more."
         )
     return {name: of for name, of in held.items() if of}
@@ -72,10 +77,18 @@ def judge_version(
         images, masks: of a set and of an image, at most.
         progress: called with (images done, images in all), of both models.
 
+    Images of the pool that are gone since people answered for them are left out.
+
     Raises:
-        ConfigError: there is nothing to judge on, or the version is in use already.
+        NothingKeptOutError: there is nothing to judge on.
+        ConfigError: a labelled file cannot be read, the weights are gone, or the version is in use already.
     """
-    held = choose_images(kept_out_sets(store, data), images, masks)
+    held = leave_out_lost(choose_images(kept_out_sets(store, data), images, masks))
+    if not held:
+        raise ConfigError(
+            f"None of the images of {store.files.label} to judge on can be opened. Bring them back, or give labelled images: "
+            "--data FOLDER"
+        )
     new = load_segmenter(version, device=device)
     present = load_segmenter(find_current(store, name or new.name).source, device=device)
 

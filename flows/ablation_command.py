@@ -103,7 +103,12 @@ def ablation(
     if kinds - {"none"}:
         labelled = [image for of in (*learnt.values(), *sets.values()) for image in of]
         pseudo["maps"] = pseudo_labelled_images(
-            target, segmenter.model_id, labelled=labelled, most_uncertain=most_uncertain
+            target,
+            segmenter.model_id,
+            labelled=labelled,
+            most_uncertain=most_uncertain,
+            images=settings.steps * settings.images,
+            seed=settings.seed,
         )
     if kinds & {"confidence", "redrawn"}:
         from engine.learn.other_teachers import teach_otherwise

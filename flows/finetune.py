@@ -83,12 +83,12 @@ def finetune(
     Of every labelled set the last fifth of the groups is never learnt from, and of people's answers a fifth of the images. Killed at any moment, the same run goes
     on from its checkpoint in `out`.
     """
-    from engine.learn.answers import read_lessons, why_wait
+    from engine.learn.answers import find_latest_answer, read_lessons, why_wait
     from engine.learn.checkpoints import hold_models
     from engine.models.allocator import keep_freed_memory
-    from engine.models.loading import load_segmenter
+    from engine.models.loading import load_segmenter, name_model
     from engine.pool import check_address
-    from engine.promotion import resolve_model
+    from engine.promotion import CURRENT, resolve_model
     from engine.store import Store
     from schemas.errors import ConfigError
 
@@ -101,23 +101,25 @@ def finetune(
     if target is not None:
         target.check_exists()
 
-    def why_skip() -> str:
-        return why_wait(target, least_new, longest_wait_h) if target is not None and least_new else ""
+    def why_skip(name: str) -> str:
+        return why_wait(target, name, least_new, longest_wait_h) if target is not None and least_new else ""
 
-    if why := why_skip():
+    name = model.removeprefix(CURRENT) if model.startswith(CURRENT) else name_model(model)
+    if why := why_skip(name):
         return Completed(name="Skipped", message=why)
     with hold_models(Path(out)):
-        if why := why_skip():  # another run has learnt from them while this one waited
-            return Completed(name="Skipped", message=why)
         segmenter = load_segmenter(resolve_model(target, model) if target else model, device=device)
+        if why := why_skip(segmenter.name):  # another run has learnt from them while this one waited
+            return Completed(name="Skipped", message=why)
         paths = [Path(path) for path in data]
+        answered_until = find_latest_answer(target) if target else None
         sets = read_lessons(paths, target)
         if not sets:
             raise ConfigError(
                 "There is nothing to learn from: no labelled images are given, and the store has no answers."
             )
         how = settings or FinetuneSettings()
-        made = learn_model(segmenter, sets, target, how, Path(out), most_uncertain, anew)
+        made = learn_model(segmenter, sets, target, how, Path(out), most_uncertain, answered_until, anew)
         summary = summarise_version(made.record)
         log.info("%s from %s: %s", summary.model, summary.parent, summary.weights)
         if target and how.distillation and not json.loads(made.record["data"])["pseudo"]["held"]:

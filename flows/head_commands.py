@@ -113,7 +113,7 @@ def fit_heads(
     from flows.console import steps_progress
     from schemas.errors import ConfigError, nearest_name
 
-    labelled = read_lessons(data or [], Store(store) if store else None)
+    labelled = read_lessons(data or [], Store(store) if store else None, openable=True)
     if not labelled and not scenes:
         raise ConfigError(
             "There is nothing to fit to. Give labelled images (--data FOLDER), a --store with answers, or --scenes 500."

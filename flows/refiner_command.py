@@ -51,7 +51,7 @@ def fit_refiner(
     from flows.console import steps_progress
     from schemas.errors import ConfigError
 
-    sets = read_lessons(data or [], Store(store) if store else None)
+    sets = read_lessons(data or [], Store(store) if store else None, openable=True)
     if not sets and not scenes:
         raise ConfigError(
             "There is nothing to fit to. Give labelled images (--data FOLDER), a --store with answers, or --scenes 300."

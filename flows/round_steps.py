@@ -94,10 +94,10 @@ class RoundSteps:
 
         if find_unjudged(self.target, model) is not None:
             return ""
-        why = why_wait(self.target, self.least_new, self.longest_wait_h)
+        why = why_wait(self.target, self.name, self.least_new, self.longest_wait_h)
         if not why or not exhausted:
             return why
-        if not why_wait(self.target, 1):
+        if not why_wait(self.target, self.name, 1):
             return ""
         return f"{why} Nothing is left to ask people about: what is added to the pool will be."
 
@@ -109,7 +109,7 @@ class RoundSteps:
 
         with hold_models(self.out):
             taught = find_unjudged(self.target, model)
-            if taught and why_wait(self.target, self.least_new, self.longest_wait_h):
+            if taught and why_wait(self.target, self.name, self.least_new, self.longest_wait_h):
                 return summarise_version(taught).model_dump()
             if not read_lessons(self.data, self.target):
                 return {"skipped": "all that people answered is kept out or no object: nothing to learn from"}

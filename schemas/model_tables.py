@@ -19,7 +19,12 @@ MODELS = pa.schema(
         documented(
             "parent", pa.string(), "model it was fine-tuned from; NULL for one that was not", nullable=True
         ),
-        documented("data", pa.string(), "JSON: what it was fine-tuned on", nullable=True),
+        documented(
+            "data",
+            pa.string(),
+            "JSON: what it was fine-tuned on; answered_until = pulled_at of the newest answer that was there when it began",
+            nullable=True,
+        ),
         documented("settings", pa.string(), "JSON: how it was fine-tuned", nullable=True),
         documented("metrics", pa.string(), "JSON: how the fine-tuning went", nullable=True),
         documented("created_at", TIME, "when the row was written, UTC"),

@@ -30,11 +30,12 @@ def judge_version(
 ) -> dict[str, Any]:
     """See `engine.judging.judge_version`; whether it was promoted, why, and the numbers.
 
-    What was decided already is not decided again. Where nothing can be kept out to judge on, it is not promoted.
+    What was decided already is not decided again. Where nothing can be kept out to judge on, it is not promoted; all else that is
+    in the way can be mended, and judging tried again.
     """
+    from engine.judging import NothingKeptOutError
     from engine.judging import judge_version as judge
     from engine.promotion import find_current, find_decision
-    from schemas.errors import ConfigError
 
     if decided := find_decision(store, name, model):  # a run that was killed had come so far
         numbers = json.loads(decided["numbers"] or "{}").get("differences", [])
@@ -48,7 +49,7 @@ def judge_version(
             verdict = judge(
                 store, weights, data, name=name, images=images, device=device, progress=tell_steps
             )
-        except ConfigError as error:
+        except NothingKeptOutError as error:
             get_run_logger().warning("not promoted: %s", error)
             return {"promoted": False, "reason": str(error)}
     get_run_logger().info("%s: %s", "promoted" if verdict.passed else "refused", verdict.reason)

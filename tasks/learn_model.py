@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from tasks.label_shard import DEVICE_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
     from engine.finetune import ModelVersion
     from engine.learn.data import LabelledImage
@@ -31,13 +33,14 @@ def learn_model(
     settings: FinetuneSettings,
     out: Path,
     most_uncertain: float,
+    answered_until: datetime | None,
     anew: bool = False,
 ) -> ModelVersion:
     """Fine-tune, and record the new version in the store; see `engine.finetune.finetune_model`.
 
     With `anew`, a checkpoint of other labels or settings is removed: nobody is there who could decide.
     """
-    from engine.finetune import finetune_model
+    from engine.finetune import CHECKPOINT, finetune_model
     from engine.learn.checkpoints import StaleCheckpointError
     from tasks.progress import tell_steps
 
@@ -62,7 +65,14 @@ def learn_model(
 
     def learn() -> ModelVersion:
         return finetune_model(
-            segmenter, sets, store, settings, out, most_uncertain=most_uncertain, progress=progress
+            segmenter,
+            sets,
+            store,
+            settings,
+            out,
+            most_uncertain=most_uncertain,
+            answered_until=answered_until,
+            progress=progress,
         )
 
     with concurrency(DEVICE_LIMIT, occupy=1, strict=False):
@@ -76,5 +86,8 @@ def learn_model(
             made = learn()
     if store is not None:
         store.record_model(made.record)
+    (out / CHECKPOINT).unlink(missing_ok=True)
+    if lost := json.loads(made.record["metrics"])["lost"]:
+        log.warning("%d images of the pool could not be opened: others were learnt from in their place", lost)
     update_progress_artifact(artifact, 100.0)  # type: ignore[arg-type]
     return made

@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 from coco_folder import write_coco
 
+from engine.finetune import ModelVersion, finetune_model
+from engine.learn.data import read_coco
 from engine.models.loading import load_segmenter
 from engine.store import Store
+from schemas.settings import FinetuneSettings
 
 ROOT = Path(__file__).parents[1]
 
@@ -97,6 +100,24 @@ def test_a_model_is_fine_tuned_and_its_new_version_labels_with_its_own_maps_and_
     assert result["map_source"] == "refiner"
     assert result["results"]["labelled"]["masks"] > 0
     assert (tmp_path / "validity.png").stat().st_size > 10_000
+
+
+def test_a_run_killed_before_its_version_was_recorded_has_nothing_to_learn_again(tmp_path: Path) -> None:
+    sets = {"labelled": read_coco(write_coco(tmp_path / "labelled", range(970_000, 970_005)))}
+    nano = load_segmenter("sam-nano", device="cpu")
+    settings = FinetuneSettings(steps=2, images=1, masks=1, rounds=2)
+    done: list[int] = []
+
+    def learn() -> ModelVersion:
+        return finetune_model(
+            nano, sets, None, settings, tmp_path / "models", progress=lambda at, *_: done.append(at)
+        )
+
+    made = learn()
+    assert done == [1, 2]
+    again = learn()
+    assert done == [1, 2], "on from where it was: behind the last update"
+    assert (again.path, again.record) == (made.path, made.record)
 
 
 def _first_mask(store: Path) -> str:

@@ -13,12 +13,21 @@ from PIL import Image
 from sample_rows import make_samples
 
 from engine.evaluate.uncertainty import evaluate_uncertainty
+from engine.learn.checkpoints import StaleCheckpointError
 from engine.learn.data import leave_out_groups, read_coco
+from engine.learn.finetuning import finetune
 from engine.learn.gap_targets import TargetMaker
 from engine.learn.head_fitting import fit_heads
+from engine.learn.image_loaders import FileLoader
+from engine.learn.learnable import make_learner
+from engine.learn.lessons import Lessons
 from engine.learn.perceptron import FitSettings
+from engine.learn.refiner_fitting import RefinerSettings, fit_refiner
+from engine.learn.training_images import human_images
 from engine.models.loading import load_segmenter
+from engine.scenes import make_scene
 from schemas.errors import ConfigError
+from schemas.settings import FinetuneSettings
 
 FAST = FitSettings(members=1, hidden=16, epochs=3)
 
@@ -57,6 +66,72 @@ def test_masks_of_another_size_than_the_image_are_told(folder: Path) -> None:
         TargetMaker(nano, None, automatic=0).make_rows(read_coco(folder)[0])
 
 
+@pytest.fixture
+def wide(tmp_path: Path) -> tuple[Path, np.ndarray]:
+    """A folder with one picture, 90 x 60 as it is stored, and its pixels; the mask is for 90 x 60."""
+    Image.fromarray(make_scene(3, 90).image[:60]).save(tmp_path / "00.png")
+    mask = {"image_id": 0, "segmentation": [[5, 5, 25, 5, 25, 15, 5, 15]]}
+    content = {
+        "images": [{"id": 0, "file_name": "00.png", "height": 60, "width": 90}],
+        "annotations": [mask],
+    }
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    return tmp_path, np.asarray(Image.open(tmp_path / "00.png"))
+
+
+def test_a_picture_is_seen_upright_as_the_people_who_labelled_it_saw_it(
+    wide: tuple[Path, np.ndarray],
+) -> None:
+    folder, pixels = wide
+    turn = Image.Exif()
+    turn[0x0112] = 6
+    Image.fromarray(pixels).save(folder / "00.png", exif=turn)
+    with pytest.raises(
+        ConfigError, match=r"00\.png is 60 x 90 pixels, but .* for 90 x 60\. .*exiftool -Orientation="
+    ):
+        read_coco(folder)[0].load()
+    change(folder, height=90, width=60)
+    assert np.array_equal(read_coco(folder)[0].load(), np.rot90(pixels, -1))
+    turn[0x0112] = 1
+    Image.fromarray(pixels).save(folder / "00.png", exif=turn)
+    with pytest.raises(ConfigError, match=r"00\.png is 90 x 60 pixels, but .* 60 x 90\. Mend the COCO"):
+        read_coco(folder)[0].load()
+
+
+def test_labelled_pictures_are_decoded_as_the_pool_is(wide: tuple[Path, np.ndarray]) -> None:
+    folder, pixels = wide
+    grey = np.arange(60 * 90, dtype=np.uint16).reshape(60, 90) + 1000
+    Image.fromarray(grey).save(folder / "00.png")
+    seen = read_coco(folder)[0].load()
+    assert (seen.min(), seen.max()) == (0, 255)
+    assert len(np.unique(seen)) == 256, "16 bits are brought down to 8, not cut off"
+    cut_out = np.dstack([pixels, np.full((60, 90), 255, np.uint8)])
+    cut_out[:10] = 0
+    Image.fromarray(cut_out).save(folder / "00.png")
+    seen = read_coco(folder)[0].load()
+    assert (seen[:10] == 255).all(), "on white, as a browser shows it"
+    assert np.array_equal(seen[10:], pixels[10:])
+
+
+def test_pictures_that_no_decoder_takes_are_named(wide: tuple[Path, np.ndarray]) -> None:
+    folder, _ = wide
+    whole = (folder / "00.png").read_bytes()
+    bomb = Image.new("1", (30_000, 30_000))
+    bomb.save(folder / "00.png")
+    with pytest.raises(ConfigError, match=r"00\.png is 30000 x 30000 pixels, but its masks are for 90 x 60"):
+        read_coco(folder)[0].load()
+    for damaged in (whole[:2000], b"<html>not found</html>", whole[:60] + b"0" * 500 + whole[560:]):
+        (folder / "00.png").write_bytes(damaged)
+        with pytest.raises(ConfigError, match=r"00\.png cannot be read .*take it out of its COCO file"):
+            read_coco(folder)[0].load()
+
+
+def test_masks_of_one_picture_have_one_size(folder: Path) -> None:
+    change(folder, segmentation={"size": [64, 64], "counts": [0, 64, 4032]})
+    with pytest.raises(ConfigError, match=r"00\.png have different sizes .*\(64, 64\), \(128, 128\)"):
+        read_coco(folder)
+
+
 def test_a_file_that_is_missing_is_named(folder: Path) -> None:
     image = read_coco(folder)[0]
     (folder / "00.png").unlink()
@@ -77,6 +152,54 @@ def test_an_image_is_known_by_its_labels_however_they_are_written(folder: Path) 
     after = read_coco(folder)
     assert [image.digest for image in after] == [image.digest for image in before]
     assert leave_out_groups(after, {before[0].digest}) == after[1:]
+
+
+def share_masks(folder: Path) -> Path:
+    """Give every image the masks of the first, as labelled frames of one resting camera have them."""
+    path = folder / "annotations.json"
+    content = json.loads(path.read_text())
+    first = [a for a in content["annotations"] if a["image_id"] == content["images"][0]["id"]]
+    content["annotations"] = [{**a, "image_id": image["id"]} for image in content["images"] for a in first]
+    path.write_text(json.dumps(content))
+    return folder
+
+
+def test_images_with_equal_masks_are_learnt_from_with_their_own_pixels(folder: Path) -> None:
+    nano, settings = load_segmenter("sam-nano", device="cpu"), FinetuneSettings(masks=2)
+    one, other = human_images(read_coco(share_masks(folder)))
+    model = make_learner(nano, settings)
+    alone = Lessons(nano, model, settings).judge([other])
+    lessons = Lessons(nano, model, settings)
+    assert lessons.judge([one]) != alone
+    assert lessons.judge([other]) == alone
+
+
+@pytest.mark.parametrize("learner", ["model", "refiner"])
+def test_pictures_replaced_under_the_same_labels_make_another_run(learner: str, tmp_path: Path) -> None:
+    folder = write_coco(tmp_path / "set", range(950_000, 950_004))
+    nano, checkpoint = load_segmenter("sam-nano", device="cpu"), tmp_path / "run.checkpoint"
+
+    def learn() -> None:
+        images = read_coco(folder)
+        if learner == "model":
+            settings = FinetuneSettings(steps=1, images=1, masks=1, rounds=1)
+            finetune(nano, human_images(images), [], settings, checkpoint=checkpoint)
+        else:
+            fit_refiner(nano, images, RefinerSettings(steps=1, images=1, masks=1), checkpoint=checkpoint)
+
+    learn()
+    learn()
+    Image.open(folder / "03.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "03.png")
+    with pytest.raises(StaleCheckpointError, match="another run"):
+        learn()
+
+
+def test_a_labelled_file_is_read_once_to_tell_it_from_others(folder: Path) -> None:
+    image = read_coco(folder)[0]
+    assert isinstance(image.load, FileLoader)
+    names = image.key, image.load.image_id
+    (folder / "00.png").unlink()
+    assert names == (image.key, image.load.image_id)
 
 
 def test_sets_of_one_group_are_fitted_to_but_cannot_calibrate() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from engine.pool import list_pool, read_image
+from engine.pool import hash_image, list_pool, read_image, reread_image
 from schemas.errors import ImageError
 from schemas.records import PoolImage, PoolItem
 from schemas.settings import PoolSettings
@@ -312,3 +312,18 @@ def test_many_threads_read_alike(shared_data):
     assert limit == Image.MAX_IMAGE_PIXELS
     for number, pixels in enumerate(together):
         np.testing.assert_array_equal(pixels, alone[number % len(alone)])
+
+
+@pytest.mark.slow
+def test_a_picture_that_was_labelled_is_opened_again_however_large_it_was_allowed_to_be(
+    tmp_path: Path,
+) -> None:
+    """To be shown, mended or learnt from: nobody knows the pool's settings any more, but what is in the file is known."""
+    path = tmp_path / "large.png"
+    Image.new("1", (20_000, 10_001)).save(path)
+    assert refusal(path, PoolSettings()).kind == "too_large"
+    image_id = hash_image(path.read_bytes())
+    assert reread_image(f"file://{path}", "as it was", image_id).pixels.shape == (10_001, 20_000, 3)
+    path.write_bytes(path.read_bytes() + b"0")
+    with pytest.raises(ImageError, match="was replaced"):
+        reread_image(f"file://{path}", "as it was", image_id)

@@ -21,7 +21,7 @@ import pytest
 from label_studio import LabelStudio, free_port
 from review_sides import FolderSide, ServerSide, label_pool, write_pool
 
-from engine.learn.answers import read_answers, why_wait
+from engine.learn.answers import ANSWERS, find_latest_answer, read_answers, why_wait
 from engine.learn.data import learnable_images, split_groups
 from engine.learn.training_images import human_images
 from engine.review.connection import Connection
@@ -125,9 +125,9 @@ def test_answers_become_labels_to_learn_from(store: Store, tmp_path: Path) -> No
     assert len(images) == 7, "a skipped one teaches nothing"
     assert {len(image.masks) for image in images} == {3}, "nothing is learnt from what is no object"
     assert sorted(mask.task for mask in images[0].masks) == ["part", "unspecified", "unspecified"]
-    assert why_wait(store, 29).startswith("28 masks were answered")
-    assert not why_wait(store, 28)
-    assert not why_wait(store, 29, longest_wait_h=0)
+    assert why_wait(store, "nano", 29).startswith("28 masks were answered")
+    assert not why_wait(store, "nano", 28)
+    assert not why_wait(store, "nano", 29, longest_wait_h=0)
     learnt, kept_out = split_groups(images)
     assert {image.name for image in kept_out} == {
         image.name for image in images if int(image.name[:8], 16) % 5 == 0
@@ -136,6 +136,40 @@ def test_answers_become_labels_to_learn_from(store: Store, tmp_path: Path) -> No
     for image in human_images(learnable_images(images)):
         assert image.human
         assert image.load().shape[:2] == image.masks[0].size
+
+
+def test_answers_pulled_while_a_model_learnt_are_new_to_it_and_to_every_other_model(
+    store: Store, tmp_path: Path
+) -> None:
+    """The row of a version is written when it has learnt, hours after its lessons were read."""
+    side = FolderSide(tmp_path / "queue")
+    push_masks(store, side.queue, 100)
+    tasks = side.tasks()
+    side.answer(tasks[0], tasks[0]["predictions"][0]["result"])
+    pull_answers(store, side.queue)
+    began = find_latest_answer(store)
+    assert began is not None
+    side.answer(tasks[1], tasks[1]["predictions"][0]["result"])
+    pull_answers(store, side.queue)
+    new = len(tasks[1]["predictions"][0]["result"])
+    both = new + len(tasks[0]["predictions"][0]["result"])
+
+    about = {"package": "segment-anything", "source": "s", "sha256": "0", "parameters": 1, "image_size": 512}
+    about |= {"parent": "nano@0123456789ab"}
+
+    def learn(version: str, data: dict[str, Any], name: str = "nano") -> None:
+        text = json.dumps({"human": {ANSWERS: 1}, **data})
+        named = {"model": f"{name}@{version}", "name": name, "version": version}
+        store.record_model({**about, **named, "data": text})
+
+    learn("1", {"answered_until": began.isoformat()})
+    assert why_wait(store, "nano", new + 1).startswith(f"{new} masks were answered")
+    assert not why_wait(store, "nano", new)
+    assert why_wait(store, "other", both + 1).startswith(f"{both} masks"), "another model learnt nothing"
+    learn("2", {"answered_until": None}, "other")
+    assert not why_wait(store, "other", both), "nobody had answered when it began"
+    learn("3", {})
+    assert why_wait(store, "nano", 1).startswith("0 masks"), "a row of before says when it was written"
 
 
 def test_a_mask_that_all_others_took_away_is_not_learnt_from(store: Store, tmp_path: Path) -> None:

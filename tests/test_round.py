@@ -64,6 +64,13 @@ class RoundCommand:
         assert process.returncode == 0, printed + errors
         return printed
 
+    def run_in_vain(self) -> str:
+        """What it says is in the way."""
+        with self._start() as process:
+            printed, errors = process.communicate(timeout=600)
+        assert process.returncode == 1, printed + errors
+        return errors
+
     def run_until(self, come_true: Callable[[], bool]) -> None:
         """Until something is there, and not a moment longer: kill -9."""
         with self._start() as process:
@@ -199,6 +206,11 @@ def test_a_version_that_somebody_else_taught_is_judged_and_labels_with_heads_of_
     about |= {"metrics": json.dumps({"step": 4, "history": history})}
     sizes = {"parameters": good.parameters, "image_size": good.image_size}
     store.record_model({"model": good.model_id, **about, **sizes})
+
+    judged_by = (labelled / "07.png").rename(tmp_path / "elsewhere.png")
+    assert "07.png cannot be read" in command.run_in_vain()
+    assert command.rows() == [(step, "done") for step in STEPS[:5]], "nothing was decided"
+    judged_by.rename(labelled / "07.png")
 
     printed = command.run()
     assert f"{good.model_id}, held-out IoU 0.500 to 0.600" in printed

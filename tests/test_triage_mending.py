@@ -428,8 +428,10 @@ def test_what_triage_accepts_teaches_until_people_have_answered_for_it(
     learnt = pseudo_labelled_images(store, nano.model_id, masks=1000)
     assert sum(len(image.masks) for image in learnt) == len(accepted)
     assert not any(image.answered for image in learnt)
+    copies = [len(image.load.copies) for image in learnt if isinstance(image.load, PoolLoader)]
+    assert sorted(copies) == [1, 1, 2], "an image that was moved is found where its copy lies"
     assert isinstance(learnt[0].load, PoolLoader)
-    copy = shutil.copy(learnt[0].load.uri.removeprefix("file://"), tmp_path / "labelled.png")
+    copy = shutil.copy(learnt[0].load.copies[0][0].removeprefix("file://"), tmp_path / "labelled.png")
     labelled = [LabelledImage("labelled.png", "labelled", "", (), FileLoader(Path(copy)))]
     rest = pseudo_labelled_images(store, nano.model_id, labelled=labelled, masks=1000)
     assert [image.key for image in rest] == [image.key for image in learnt[1:]], (

@@ -191,7 +191,7 @@ def _digest(
     variant: Variant | None,
 ) -> str:
     """Of everything that decides a variant's result."""
-    judged = [[name, image.digest, len(image.masks)] for name, of in sets.items() for image in of]
+    judged = [[name, image.key] for name, of in sets.items() for image in of]
     what: list[Any] = [segmenter.model_id, judged]
     if variant:
         taught = [*human, *pseudo.get(variant.pseudo, ())]

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine.learn.data import LabelledImage, LabelledMask, learnable_images, read_sets
-from engine.learn.image_loaders import PoolLoader
+from engine.learn.image_loaders import LostImageError, PoolLoader
 from engine.triage.people import JUDGED
 from schemas.records import TASKS
 
 if TYPE_CHECKING:
     from engine.store import Store
 
+_log = logging.getLogger(__name__)
+
 ANSWERS = "answers"
 """What the set of a store's answers is called."""
 # Of several answers to one mask the one that agrees most with the others counts, of equal ones the latest; one that
 # nobody agrees with, as when the others took the mask away, does not.
 _MASKS = """
-    SELECT l.image_id, l.rle, l.height, l.width, l.area, l.task, i.uri, i.fingerprint
+    SELECT l.image_id, l.rle, l.height, l.width, l.area, l.task, i.copies
     FROM (FROM labels WHERE verdict IN ('correct', 'fixed', 'new') AND area > 0 AND coalesce(agreement, 1) > 0
           QUALIFY row_number() OVER (PARTITION BY image_id, coalesce(mask_id, label_id)
                                      ORDER BY agreement DESC NULLS LAST, answered_at DESC) = 1) l
-    JOIN (SELECT image_id, min(uri) AS uri, arg_min(fingerprint, uri) AS fingerprint FROM images GROUP BY image_id) i USING (image_id)
+    JOIN (SELECT image_id, list(DISTINCT [uri, fingerprint] ORDER BY [uri, fingerprint]) AS copies FROM images
+          WHERE image_id IN (SELECT image_id FROM labels) GROUP BY image_id) i USING (image_id)
     ORDER BY l.image_id, l.label_id
 """
 
@@ -32,11 +36,19 @@ _VERDICTS = """
     SELECT verdict, count(*) AS n FROM labels WHERE pulled_at >= $began AND verdict <> 'withdrawn' GROUP BY verdict
     ORDER BY n DESC, verdict
 """
+LEARNT_UNTIL = """
+    CASE WHEN json_exists(data, '$.answered_until') THEN coalesce((data ->> '$.answered_until')::TIMESTAMPTZ, '1970-01-01')
+    ELSE created_at END
+"""
+"""SQL of a row of `models`: the `pulled_at` of the newest answer that was there when the version began to learn. Of older ones that
+is not known: when their row was written."""
 _NEW = f"""
     SELECT count(*) AS n, date_part('epoch', now() - min(pulled_at)) / 3600 AS oldest_h FROM labels
     WHERE verdict IN {JUDGED}
-    AND pulled_at > (SELECT coalesce(max(created_at), '1970-01-01'::TIMESTAMPTZ) FROM models WHERE parent IS NOT NULL)
+    AND pulled_at > (SELECT coalesce(max({LEARNT_UNTIL}), '1970-01-01'::TIMESTAMPTZ) FROM models
+                     WHERE parent IS NOT NULL AND name = $name)
 """
+_LATEST = "SELECT max(pulled_at) AS pulled_at FROM labels"
 
 
 def read_every_set(data: Iterable[Path], store: Store | None) -> dict[str, list[LabelledImage]]:
@@ -51,13 +63,20 @@ def read_every_set(data: Iterable[Path], store: Store | None) -> dict[str, list[
     return sets
 
 
-def read_lessons(data: Iterable[Path], store: Store | None) -> dict[str, list[LabelledImage]]:
+def read_lessons(
+    data: Iterable[Path], store: Store | None, *, openable: bool = False
+) -> dict[str, list[LabelledImage]]:
     """The same without people's answers as long as all of them are kept out: there is nothing to learn from those yet.
+
+    Args:
+        openable: without images that are gone, see `leave_out_lost`.
 
     Raises:
         ConfigError: as `read_every_set`.
     """
     sets = read_every_set(data, store)
+    if openable:
+        sets = leave_out_lost(sets)
     if ANSWERS in sets and not learnable_images(sets[ANSWERS]):
         del sets[ANSWERS]
     return sets
@@ -69,14 +88,22 @@ def count_verdicts(store: Store, began: datetime) -> dict[str, int]:
     return {str(row["verdict"]): int(row["n"]) for row in rows}
 
 
-def why_wait(store: Store, least_new: int, longest_wait_h: float | None = None) -> str:
+def find_latest_answer(store: Store) -> datetime | None:
+    """`pulled_at` of the newest row of `labels`; None where nobody has answered. Ask before the answers are read: what is pulled
+    in between is new after it."""
+    (row,) = store.read(lambda snapshot: snapshot.rows(_LATEST, {}))
+    return row["pulled_at"]
+
+
+def why_wait(store: Store, name: str, least_new: int, longest_wait_h: float | None = None) -> str:
     """Why fine-tuning has to wait for more answers; empty where it has not to.
 
     Args:
-        least_new: masks answered since a model was fine-tuned last that are enough.
+        name: what the model is called, whatever its version.
+        least_new: masks that are enough, of those answered since a version of it began to learn last.
         longest_wait_h: hours after which fewer are enough; None for never.
     """
-    (new,) = store.read(lambda snapshot: snapshot.rows(_NEW, {}))
+    (new,) = store.read(lambda snapshot: snapshot.rows(_NEW, {"name": name}))
     late = longest_wait_h is not None and new["n"] and new["oldest_h"] >= longest_wait_h
     if new["n"] >= least_new or late:
         return ""
@@ -90,7 +117,7 @@ def read_answers(store: Store) -> list[LabelledImage]:
     A fifth of the images, told by their ids, is kept out for ever, however many more are answered.
     """
     rows = store.read(lambda snapshot: snapshot.rows(_MASKS, {}))
-    by_image: dict[str, list[dict[str, object]]] = {}
+    by_image: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_image.setdefault(str(row["image_id"]), []).append(row)
     return [
@@ -106,11 +133,33 @@ def read_answers(store: Store) -> list[LabelledImage]:
                 )
                 for row in of
             ),
-            load=PoolLoader(str(of[0]["uri"]), str(of[0]["fingerprint"]), image_id),
+            load=PoolLoader(image_id, tuple((uri, fingerprint) for uri, fingerprint in of[0]["copies"])),
             kept_out=is_kept_out(image_id),
         )
         for image_id, of in by_image.items()
     ]
+
+
+def leave_out_lost(sets: Mapping[str, Sequence[LabelledImage]]) -> dict[str, list[LabelledImage]]:
+    """Sets without those images of the pool that cannot be opened any more, and without sets of which nothing is left.
+
+    Reads every image of the pool in them, and says how many are lost.
+    """
+    there: dict[str, list[LabelledImage]] = {name: [] for name in sets}
+    lost: list[LostImageError] = []
+    for name, images in sets.items():
+        for image in images:
+            try:
+                if isinstance(image.load, PoolLoader):
+                    image.load()
+                there[name].append(image)
+            except LostImageError as error:
+                lost.append(error)
+    if lost:
+        _log.warning(
+            "%d images that people answered for are left out: they are gone. First: %s", len(lost), lost[0]
+        )
+    return {name: images for name, images in there.items() if images or not sets[name]}
 
 
 def is_kept_out(image_id: str) -> bool:

@@ -41,6 +41,12 @@ class LabelledMask:
     task: str
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Height and width, pixels."""
+        height, width = self.rle["size"]  # type: ignore[misc]
+        return int(height), int(width)  # type: ignore[has-type]
+
+    @property
     def plain_rle(self) -> dict[str, object]:
         """The run lengths as JSON has them, whether they came from there, from polygons or from an array."""
         counts = self.rle["counts"]
@@ -79,11 +85,21 @@ class LabelledImage:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the masks change, or what is in the file of the pixels; the same wherever that lies."""
-        if not isinstance(self.load, FileLoader):
-            return self.digest
-        content = hashlib.blake2b(self.load.read_bytes(), digest_size=8).hexdigest()
-        return f"{self.digest}-{content}"
+        """Changes when the masks change, or what is in the file of the pixels; the same wherever that lies.
+
+        Raises:
+            ConfigError: the file cannot be read.
+        """
+        return f"{self.digest}-{self.load.digest}" if isinstance(self.load, FileLoader) else self.digest
+
+    @property
+    def key(self) -> str:
+        """Which image with which masks: its `fingerprint` with its name, which tells images of the pool and scenes apart.
+
+        Raises:
+            ConfigError: the file cannot be read.
+        """
+        return f"{self.name}/{self.fingerprint}"
 
     def preload(self) -> LabelledImage:
         """The same with its pixels in memory."""
@@ -93,10 +109,11 @@ class LabelledImage:
 def read_coco(annotations: str | Path) -> list[LabelledImage]:
     """Images of a COCO file, in file order; `file_name` is relative to the file's folder.
 
-    Segmentations may be compressed RLE, uncompressed RLE or polygons; crowds are left out.
+    Segmentations may be compressed RLE, uncompressed RLE or polygons; crowds are left out. Masks are of the upright picture, which
+    people see, whatever its EXIF orientation.
 
     Raises:
-        ConfigError: the file is missing or is no COCO file.
+        ConfigError: the file is missing or is no COCO file, or masks of one image have different sizes.
     """
     path = Path(annotations)
     if path.is_dir():
@@ -112,17 +129,24 @@ def read_coco(annotations: str | Path) -> list[LabelledImage]:
                 masks[record["id"]].append(
                     LabelledMask(rle, int(coco_mask.area(rle)), annotation.get("task", "entity"))
                 )
+        sizes = {key: {mask.size for mask in of} for key, of in masks.items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path} is not a readable COCO file ({error!r}); give a JSON with images and annotations."
         ) from error
+    for key, several in sizes.items():
+        if len(several) > 1:
+            raise ConfigError(
+                f"{path}: masks of {records[key]['file_name']} have different sizes (height, width): {sorted(several)}. "
+                "Give all of them the picture's."
+            )
     return [
         LabelledImage(
             name=record["file_name"],
             group=str(record.get("group", record["file_name"])),
             modality=str(record.get("modality", "")),
             masks=tuple(masks[key]),
-            load=FileLoader(path.parent / record["file_name"]),
+            load=FileLoader(path.parent / record["file_name"], masks[key][0].size),
         )
         for key, record in records.items()
         if masks[key]

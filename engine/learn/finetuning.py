@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from engine.learn.checkpoints import load_checkpoint, save_checkpoint
 from engine.learn.data import spread_evenly
 from engine.learn.learnable import learnt_state, make_learner, parameter_groups, whole_weights
 from engine.learn.lessons import Lessons
+from engine.learn.stand_ins import StandIns
 from engine.learn.training_images import TrainingImage
 from engine.models.segmenter import Segmenter
 from schemas.errors import ConfigError
@@ -40,12 +42,14 @@ class Finetuned:
         task_prompt_4C: what is added for each task; None where none was taught.
         step: after how many updates the held-out groups were told best; these are the weights of then.
         history: of each look at them: `step`, `loss`, `iou` on them.
+        lost: image_ids of the pool that this process drew and could not open; others were learnt from in their place.
     """
 
     weights: dict[str, torch.Tensor]
     task_prompt_4C: torch.Tensor | None
     step: int
     history: list[dict[str, float]]
+    lost: list[str]
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,8 @@ def finetune(
         progress: called with (updates done, updates in all, the latest look at the held-out groups).
 
     Raises:
-        ConfigError: there is nothing to learn from, or the checkpoint is another run's.
+        ConfigError: there is nothing to learn from, the checkpoint is another run's, a labelled file cannot be read, or too few
+            images of the pool can be opened.
     """
     rank, world = (distributed.get_rank(), distributed.get_world_size()) if _is_distributed() else (0, 1)
     fit, held = _hold_out(human, settings.seed)
@@ -98,9 +103,11 @@ def finetune(
     )
     lessons = Lessons(segmenter, model, settings)
     identity = _identify(segmenter, human, pseudo, settings)
+    saved = load_checkpoint(checkpoint, identity, segmenter.device) if checkpoint else None
+    stand_ins = StandIns(saved.get("lost", ()) if saved else ())
+    held = stand_ins.leave_out(held)
     first, history = 0, [{"step": 0.0, "loss": 0.0, "iou": lessons.judge(held)}]
     best: dict[str, Any] = {"iou": history[0]["iou"], "step": 0, "state": learnt_state(model)}
-    saved = load_checkpoint(checkpoint, identity, segmenter.device) if checkpoint else None
     if saved:
         model.load_state_dict(saved["state"], strict=False)
         optimizer.load_state_dict(saved["optimizer"])
@@ -116,9 +123,12 @@ def finetune(
             if place % world == rank:
                 rng = np.random.default_rng([settings.seed, 21, step, place])
                 if taught:
-                    total += lessons.teach(taught, rng, 1 / settings.images)
+                    lesson = partial(lessons.teach, rng=rng, weight=1 / settings.images)
+                    others = sources.human if taught.human else sources.pseudo
+                    total += stand_ins.give(lesson, taught, others, [settings.seed, 24, step, place])
                 if held_to:
-                    total += lessons.hold(held_to, rng, settings.distillation / settings.images)
+                    lesson = partial(lessons.hold, rng=rng, weight=settings.distillation / settings.images)
+                    total += stand_ins.give(lesson, held_to, sources.held, [settings.seed, 25, step, place])
         _share_gradients(optimizer)
         torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
         optimizer.step()
@@ -137,14 +147,15 @@ def finetune(
                 best = {"iou": looked["iou"], "step": done, "state": learnt_state(model)}
             if checkpoint and rank == 0:
                 state = {"step": done, "history": history, "best": best, "state": learnt_state(model)}
-                save_checkpoint(checkpoint, identity, {**state, "optimizer": optimizer.state_dict()})
+                state |= {"optimizer": optimizer.state_dict(), "lost": sorted(stand_ins.lost)}
+                save_checkpoint(checkpoint, identity, state)
         if progress:
             progress(done, settings.steps, history[-1])
     model.load_state_dict(best["state"], strict=False)
     task_prompt = (
         model.task_prompt.detach().cpu() if settings.task_prompt != "none" else segmenter.task_prompt_4C
     )
-    return Finetuned(whole_weights(model), task_prompt, int(best["step"]), history)
+    return Finetuned(whole_weights(model), task_prompt, int(best["step"]), history, sorted(stand_ins.lost))
 
 
 def _hold_out(human: Sequence[TrainingImage], seed: int) -> tuple[list[TrainingImage], list[TrainingImage]]:

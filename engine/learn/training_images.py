@@ -17,30 +17,44 @@ from engine.learn.image_loaders import FileLoader, PoolLoader
 from engine.masks.map_crop import MapCrop
 from engine.masks.rle import decode_rle
 from engine.models.segmenter import Segmenter
-from engine.pool import hash_image
+from engine.store.connection import quote_sql
 from engine.triage.people import ANSWERED
 from schemas.errors import ConfigError
 from schemas.records import TASKS
 
 if TYPE_CHECKING:
     from engine.store import Store
+    from engine.store.snapshot import Snapshot
 
 # A mask of fewer cells of the grid has no shape that could be learnt.
 _LEAST_CELLS = 4
 
+# Masks that may teach: those that triage accepts, of which people have not said anything.
+_MASKS = f"""
+    SELECT m.* FROM masks m
+    LEFT JOIN (SELECT image_id, mask_id, decision FROM decisions WHERE model = $model) d USING (image_id, mask_id)
+    WHERE m.model = $model AND m.uncertainty <= $most_uncertain AND m.replaced_by IS NULL
+      AND coalesce(d.decision = 'accept', true) AND m.mask_id NOT IN ({ANSWERED})
+"""
+# Drawn before any mask is read: those of a whole pool would fill the memory.
+_DRAWN = f"""
+    WITH own AS (
+        SELECT image_id, list(DISTINCT [uri, fingerprint] ORDER BY [uri, fingerprint]) AS copies, list(DISTINCT attempt) AS attempts,
+               image_id IN (SELECT image_id FROM labels WHERE verdict NOT IN ('withdrawn', 'skipped')) AS answered,
+               md5(image_id || $seed) AS place
+        FROM images WHERE model = $model AND error_kind IS NULL AND image_id NOT IN (SELECT unnest($left_out::VARCHAR[]))
+        GROUP BY image_id),
+    taught AS (FROM own WHERE image_id IN (SELECT image_id FROM ({_MASKS})) ORDER BY place LIMIT $images),
+    held AS (FROM own WHERE NOT answered ORDER BY place LIMIT $images)
+    SELECT image_id, copies, attempts, answered FROM (FROM taught UNION FROM held) ORDER BY image_id
+"""
+# Row groups of other attempts are passed over by their statistics, whatever the size of the store.
 _PSEUDO_LABELS = f"""
-    SELECT i.image_id, i.uri, i.fingerprint, m.mask_id, m.rle, m.height, m.width, m.point_x, m.point_y,
-           p.x0, p.y0, p.x1, p.y1, p.rows, p.columns, p.values,
-           i.image_id IN (SELECT image_id FROM labels WHERE verdict NOT IN ('withdrawn', 'skipped')) AS answered
-    FROM (SELECT image_id, min(uri) AS uri, arg_min(fingerprint, uri) AS fingerprint
-          FROM images WHERE model = $1 AND error_kind IS NULL GROUP BY image_id) i
-    LEFT JOIN (SELECT m.* FROM masks m
-          LEFT JOIN (SELECT image_id, mask_id, decision FROM decisions WHERE model = $1) d USING (image_id, mask_id)
-          WHERE m.model = $1 AND m.uncertainty <= $2 AND m.replaced_by IS NULL
-            AND coalesce(d.decision = 'accept', true) AND m.mask_id NOT IN ({ANSWERED})
-          QUALIFY row_number() OVER (PARTITION BY image_id ORDER BY uncertainty, mask_id) <= $3) m USING (image_id)
-    LEFT JOIN (SELECT * FROM maps WHERE model = $1) p USING (mask_id, image_id)
-    ORDER BY i.image_id, m.mask_id
+    SELECT m.image_id, m.rle, m.height, m.width, m.point_x, m.point_y, p.x0, p.y0, p.x1, p.y1, p.rows, p.columns, p.values
+    FROM (FROM ({_MASKS}) WHERE attempt IN ({{attempts}}) AND image_id IN (SELECT unnest($drawn::VARCHAR[]))
+          QUALIFY row_number() OVER (PARTITION BY image_id ORDER BY uncertainty, mask_id) <= $masks) m
+    LEFT JOIN (FROM maps WHERE model = $model AND attempt IN ({{attempts}})) p USING (mask_id, image_id)
+    ORDER BY m.image_id, m.mask_id
 """
 
 
@@ -69,7 +83,7 @@ class TrainingImage:
     """An image with masks, a person's not without; `load` gives uint8 HW3 RGB. Images of one `group` are never split.
 
     Attributes:
-        key: the same image and masks have the same, wherever they lie.
+        key: the same image and masks have the same, wherever they lie; other pixels or masks have another.
         human: whether people drew the masks.
         answered: whether people have said something of the image: there, the model's former answers are no longer held to.
     """
@@ -97,18 +111,20 @@ class MaskTargets:
 
 
 def human_images(images: Iterable[LabelledImage]) -> list[TrainingImage]:
-    """Labelled images to learn from; masks without a pixel are left out, and so are images without a mask."""
+    """Labelled images to learn from; masks without a pixel are left out, and so are images without a mask.
+
+    Raises:
+        ConfigError: a file cannot be read.
+    """
     made = []
     for image in images:
         masks = []
         for mask in image.masks:
-            plain = mask.plain_rle
             if mask.area:
-                size = plain["size"]
                 task = TASKS.index(mask.task) if mask.task in TASKS else 0
-                masks.append(TrainingMask(str(plain["counts"]), (size[0], size[1]), task))  # type: ignore[index]
+                masks.append(TrainingMask(str(mask.plain_rle["counts"]), mask.size, task))
         if masks:
-            made.append(TrainingImage(image.digest, image.group, True, tuple(masks), image.load))
+            made.append(TrainingImage(image.key, image.group, True, tuple(masks), image.load))
     return made
 
 
@@ -119,6 +135,8 @@ def pseudo_labelled_images(
     labelled: Iterable[LabelledImage] = (),
     most_uncertain: float = 1.0,
     masks: int = 30,
+    images: int | None = None,
+    seed: int = 0,
 ) -> list[TrainingImage]:
     """A store's images with a model's own masks and their maps.
 
@@ -131,50 +149,50 @@ def pseudo_labelled_images(
             kept to judge by. Images of the store itself, which `answered` is told of, need not be given.
         most_uncertain: masks of a higher `uncertainty` are left out.
         masks: of an image, at most; the least uncertain ones.
+        images: with masks, and again of which people have said nothing, at most, whatever the pool's size; None for all.
+        seed: of the draw of these.
 
     Raises:
-        ConfigError: the store holds no such masks, or they have no maps.
+        ConfigError: the store holds no such masks, they have no maps, or a file of `labelled` cannot be read.
     """
+    asked = {"model": model, "most_uncertain": most_uncertain}
+    draw = {
+        "left_out": sorted({image.load.image_id for image in labelled if isinstance(image.load, FileLoader)}),
+        "seed": str(seed),
+        "images": images,
+    }
 
-    def read(snapshot: Any) -> tuple[list[dict[str, Any]], bool]:
-        found = snapshot.con.sql(_PSEUDO_LABELS, params=[model, most_uncertain, masks])
-        rows = found.to_arrow_table().to_pylist()
-        any_row = snapshot.con.execute("SELECT 1 FROM masks WHERE model = $1 LIMIT 1", [model]).fetchone()
-        return rows, any_row is not None
+    def read(snapshot: Snapshot) -> tuple[list[dict[str, Any]], list[dict[str, Any]], bool]:
+        drawn = snapshot.rows(_DRAWN, asked | draw)
+        attempts = sorted({attempt for row in drawn for attempt in row["attempts"]})
+        sql = _PSEUDO_LABELS.format(attempts=", ".join(map(quote_sql, attempts)) or "NULL")
+        ids = [row["image_id"] for row in drawn]
+        rows = snapshot.rows(sql, asked | {"drawn": ids, "masks": masks})
+        any_row = snapshot.rows("SELECT 1 FROM masks WHERE model = $model LIMIT 1", {"model": model})
+        return drawn, rows, bool(any_row)
 
-    rows, known = store.read(read)
+    drawn, rows, known = store.read(read)
     if not known:
         raise ConfigError(
             f"The store {store.files.label} holds no masks of {model} to learn from. Label a pool with it: gapmap label"
         )
-    known_files = {
-        hash_image(image.load.read_bytes()) for image in labelled if isinstance(image.load, FileLoader)
-    }
-    by_image: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, list[TrainingMask]] = {}
     for row in rows:
-        if row["image_id"] not in known_files:
-            by_image.setdefault(row["image_id"], []).append(row)
-    made = []
-    for image_id, of in by_image.items():
-        found = [
-            TrainingMask(
-                row["rle"],
-                (row["height"], row["width"]),
-                0,
-                MapCrop.from_row(row),
-                (row["point_x"], row["point_y"]),
-            )
-            for row in of
-            if row["mask_id"] is not None
-        ]
-        if any(mask.uncertainty is None for mask in found):
+        uncertainty = MapCrop.from_row(row)
+        if uncertainty is None:
             raise ConfigError(
                 f"Masks of {model} in {store.files.label} have no uncertainty maps: they were labelled with --maps none. "
                 "Label the pool again with maps."
             )
-        if found or not of[0]["answered"]:
-            load = PoolLoader(of[0]["uri"], of[0]["fingerprint"], image_id)
-            made.append(TrainingImage(image_id, image_id, False, tuple(found), load, bool(of[0]["answered"])))
+        size, point = (row["height"], row["width"]), (row["point_x"], row["point_y"])
+        found.setdefault(row["image_id"], []).append(TrainingMask(row["rle"], size, 0, uncertainty, point))
+    made = []
+    for row in drawn:
+        image_id, answered = row["image_id"], row["answered"]
+        of = tuple(found.get(image_id, ()))
+        if of or not answered:
+            load = PoolLoader(image_id, tuple((uri, fingerprint) for uri, fingerprint in row["copies"]))
+            made.append(TrainingImage(image_id, image_id, False, of, load, answered))
     return made
 
 

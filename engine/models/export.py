@@ -52,11 +52,24 @@ def write_model(
     folder.mkdir(parents=True, exist_ok=True)
     new = folder / f".{name}.safetensors.new"
     save_file(tensors, new, metadata)
+    _sort_metadata(new)
     new.chmod(0o644)  # safetensors leaves it to its owner alone
     path = folder / compute_sha256(new)[:12] / f"{name}.safetensors"
     path.parent.mkdir(exist_ok=True)
     new.replace(path)
     return path
+
+
+def _sort_metadata(path: Path) -> None:
+    """safetensors writes the metadata in another order each time."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
+        assert len(text) == length, "the same in another order"
+        file.seek(8)
+        file.write(text)
 
 
 def describe_model(segmenter: Segmenter) -> dict[str, Any]:

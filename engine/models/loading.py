@@ -67,13 +67,21 @@ def load_segmenter(
     fill(model, checkpoint, looks_like=like if like != architecture else None)
     return _segmenter_class(architecture)(
         model,
-        name=known.name if known else _name_from(path),
+        name=known.name if known else name_model(path),
         sha256=sha256,
         source=_source(asked, path, entry),
         device=device,
         precision=precision,
         task_prompt_4C=task_prompt_4C,
     )
+
+
+def name_model(name_or_path: str | Path) -> str:
+    """What `load_segmenter` calls a model: its registry name, or that of its file, fit for a folder of the store; but an official
+    file by another name is only known when it is read."""
+    if (asked := str(name_or_path)) in MODELS:
+        return asked
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", Path(asked).stem).strip("-.") or "model"
 
 
 def _find_weights(asked: str, entry: ModelEntry | None, progress: Progress) -> Path:
@@ -97,11 +105,6 @@ def _find_weights(asked: str, entry: ModelEntry | None, progress: Progress) -> P
 
 def _is_address(asked: str) -> bool:
     return "/" in asked or "\\" in asked or asked.endswith((".safetensors", ".pt", ".pth"))
-
-
-def _name_from(path: Path) -> str:
-    """A file's name as a model name: also fit for a folder of the store."""
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", path.stem).strip("-.") or "model"
 
 
 def _source(asked: str, path: Path, entry: ModelEntry | None) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 import PIL
 from PIL import Image, ImageCms
 
-from schemas.errors import ImageError
+from schemas.errors import GapmapError, ImageError
 
 # Only formats with a signature, decoded by well-fuzzed code, that hold pixels: no PostScript, no PDF.
 _FORMATS = ("JPEG", "PNG", "TIFF", "GIF", "BMP", "WEBP", "AVIF", "JPEG2000", "PPM")
@@ -46,14 +46,15 @@ _quiet_decoders()  # once and for good: switching output off and on around a fil
 
 
 def decode_image(
-    data: bytes, max_pixels: int, *, on_size: Callable[[int, int], None] | None = None
+    data: bytes, max_pixels: int | None, *, on_size: Callable[[int, int], None] | None = None
 ) -> tuple[str, np.ndarray]:
     """Decode the first frame.
 
     Args:
         data: the file.
-        max_pixels: more pixels than this, by the header, are refused before anything is decoded.
-        on_size: called with height and width (as stored) before any pixel is decoded; may wait.
+        max_pixels: more pixels than this, by the header, are refused before anything is decoded; None for no limit, where it is
+            known what the file holds.
+        on_size: called with height and width (as stored) before any pixel is decoded; may wait, or raise a GapmapError.
 
     Returns:
         Pixel mode of the file as Pillow names it, and uint8 HW3, RGB in sRGB, upright by EXIF.
@@ -64,7 +65,7 @@ def decode_image(
     try:
         image = _open(data)
         width, height = image.size
-        if width * height > max_pixels:
+        if max_pixels is not None and width * height > max_pixels:
             raise ImageError(
                 "too_large", f"{width} x {height} pixels are more than max_pixels = {max_pixels:,}."
             )
@@ -74,7 +75,7 @@ def decode_image(
         image.load()
         orientation = _orientation(image)
         return mode, _upright(_to_rgb(image), orientation)
-    except ImageError:
+    except GapmapError:
         raise
     except MemoryError as error:
         raise ImageError("too_large", "Not enough memory to decode the image.") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem
@@ -45,14 +45,29 @@ def read_image(
 
 
 def reread_image(uri: str, fingerprint: str, image_id: str) -> PoolImage:
-    """An image of the table `images`, as it was labelled.
+    """An image of the table `images`, as it was labelled, however many pixels it was allowed to have then.
 
     Raises:
         ImageError: it cannot be opened any more, or another image took its place.
     """
     data = reread_bytes(uri, fingerprint, image_id)
-    mode, pixels_HW3 = decode_image(data, PoolSettings().max_pixels)
+    mode, pixels_HW3 = decode_image(data, None)
     return PoolImage(PoolItem(uri, fingerprint), image_id, pixels_HW3, mode, len(data))
+
+
+def reread_copy(copies: Sequence[tuple[str, str]], image_id: str) -> PoolImage:
+    """The same from the first of its files (uri, fingerprint) that is still there.
+
+    Raises:
+        ImageError: none is; what is said is of the last one.
+    """
+    for place, (uri, fingerprint) in enumerate(copies):
+        try:
+            return reread_image(uri, fingerprint, image_id)
+        except ImageError:
+            if place + 1 == len(copies):
+                raise
+    raise ValueError("An image without a file is none.")
 
 
 def reread_bytes(uri: str, fingerprint: str, image_id: str) -> bytes:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engine.evaluate.bootstrap import ALL_TASKS
-from engine.learn.answers import is_kept_out
+from engine.learn.answers import LEARNT_UNTIL, is_kept_out
 from engine.report.round_scope import RoundScope
 from engine.triage.accept_error import bound_share
 from engine.triage.people import JUDGED
@@ -38,11 +38,11 @@ _MASKS = """
     WHERE model = $model AND list_contains($images::VARCHAR[], image_id) AND predicted_iou IS NOT NULL
       AND (replaced_by IS NULL OR list_contains($shown::VARCHAR[], mask_id))
 """
-_MODEL = "SELECT parent, created_at FROM models WHERE model = $model"
+_MODEL = f"SELECT parent, {LEARNT_UNTIL} AS learnt_until FROM models WHERE model = $model"
 _VERSIONS = f"""
     SELECT m.model, m.parent, m.metrics, m.created_at, p.action, p.numbers,
-           (SELECT count(*) FROM labels WHERE verdict IN {JUDGED} AND pulled_at <= m.created_at) AS answers
-    FROM models m LEFT JOIN (FROM promotions WHERE action <> 'restored'
+           (SELECT count(*) FROM labels WHERE verdict IN {JUDGED} AND pulled_at <= m.learnt_until) AS answers
+    FROM (SELECT *, {LEARNT_UNTIL} AS learnt_until FROM models) m LEFT JOIN (FROM promotions WHERE action <> 'restored'
                              QUALIFY row_number() OVER (PARTITION BY model ORDER BY decided_at DESC) = 1) p USING (model)
     WHERE m.parent IS NOT NULL AND m.created_at < $until AND split_part(m.model, '@', 1) = $name
     ORDER BY m.created_at
@@ -112,7 +112,7 @@ def read_versions(snapshot: Snapshot, scope: RoundScope) -> list[TaughtVersion]:
 
 def _measure(snapshot: Snapshot, model: str, asked: Sequence[Mapping[str, Any]]) -> Calibration:
     rows = snapshot.rows(_MODEL, {"model": model})
-    taught = rows[0]["created_at"] if rows and rows[0]["parent"] else None
+    taught = rows[0]["learnt_until"] if rows and rows[0]["parent"] else None
     fair = [
         row for row in asked if taught is None or is_kept_out(row["image_id"]) or row["pulled_at"] > taught
     ]

@@ -19,7 +19,6 @@ import numpy as np
 from engine.pool import decode_image, reread_bytes, strip_jpeg
 from engine.review.items import ReviewItem
 from engine.store.whole_file import written_whole
-from schemas.settings import PoolSettings
 
 IMAGE_NAME = "{image_id}.jpg"
 MAP_NAME = "{item_key}-{version}.map.jpg"
@@ -102,7 +101,7 @@ def _make_copy(item: ReviewItem) -> bytes:
     """The item's image as a JPEG of pixels alone: its own coding where that shows the same in any browser."""
     data = reread_bytes(item.uri, item.fingerprint, item.image_id)
     stripped = strip_jpeg(data)
-    return _encode(decode_image(data, PoolSettings().max_pixels)[1]) if stripped is None else stripped
+    return _encode(decode_image(data, None)[1]) if stripped is None else stripped
 
 
 def _read_grey(data: bytes, item: ReviewItem) -> np.ndarray | None:

@@ -11,9 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from engine.pool import reread_image
+from engine.pool import reread_copy
 from engine.triage.duplicates import settle_duplicates
 from engine.triage.people import ANSWERED, WAITING
 from engine.triage.repair import Mender
@@ -109,10 +107,11 @@ def _mend_image(
     asked = {remedy: [row for row in rows if shard.wants(row, remedy)] for remedy in menders}
     if not any(asked.values()):
         return None
+    copies = [(row["uri"], row["fingerprint"]) for row in shard.copies_of(image_id)]
     try:
-        pixels_HW3 = _reread(shard.copies_of(image_id), image_id)
+        pixels_HW3 = reread_copy(copies, image_id).pixels
     except ImageError as error:
-        name = shard.copies_of(image_id)[0]["uri"].rpartition("/")[2]
+        name = copies[0][0].rpartition("/")[2]
         report.left_out.append((name, str(error)))
         report.gone.add(image_id)
         return None
@@ -145,14 +144,3 @@ def _mender_of(row: Mapping[str, Any], remedy: str, menders: Mapping[str, Mender
             if mender.segmenter.model_id == row["decoded_by"]:
                 return mender
     return menders[remedy]
-
-
-def _reread(copies: Sequence[Mapping[str, Any]], image_id: str) -> np.ndarray:
-    """uint8 HW3 RGB of an image, from the first of its files that is still there."""
-    for place, row in enumerate(copies):
-        try:
-            return reread_image(row["uri"], row["fingerprint"], image_id).pixels
-        except ImageError:
-            if place + 1 == len(copies):
-                raise
-    raise AssertionError("unreachable")
