@@ -155,7 +155,7 @@ class Pseudolabeller:
             report = shard.report
             if report.errors["unreachable"] == report.images > 0 and not self._can_read(items, elsewhere):
                 raise TransientError(
-                    "The pool's storage fails for every image of the shard, and for others too. Run it again later."
+                    "The pool's storage fails for every image of the shard, and no other file of it could be read. Run it again later."
                 )
             images = pa.Table.from_pylist(shard.image_rows, IMAGE_ROWS)
             tables = {name: pa.concat_tables(parts) for name, parts in shard.tables.items()}
