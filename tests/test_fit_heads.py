@@ -13,7 +13,7 @@ from coco_folder import write_coco
 from sample_rows import as_automatic, make_samples
 
 from engine.generate.generator import generate_masks
-from engine.learn.automatic_rows import match_masks
+from engine.learn.automatic_rows import make_automatic_rows, match_masks
 from engine.learn.data import LabelledImage, read_coco, scene_images
 from engine.learn.gap_targets import TargetMaker
 from engine.learn.head_fitting import fit_heads, make_targets
@@ -128,6 +128,27 @@ def test_automatic_masks_are_shown_to_a_fit_as_labelling_shows_them_to_the_heads
     np.testing.assert_allclose(np.sort(samples.iou_nearest_NM[kept]), true, atol=1e-6)
     few = TargetMaker(nano, None, objects=1, automatic=3).make_rows(image)
     assert sum(row["prompt"] == "automatic" for row in few) == 3
+
+
+def test_masks_of_an_image_in_tiles_are_shown_with_their_own_features(
+    nano: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "engine.learn.automatic_rows.GenerateSettings",
+        lambda: GenerateSettings(tile_size=160, points_per_side=12),
+    )
+    image = next(scene for scene in scene_images(range(900_000, 900_020), 256) if scene.modality == "crowd")
+    rows = make_automatic_rows(nano, image, image.load(), 999, 0)
+    score = FEATURES.index("score")
+    shown = [
+        (of[score], row["sam_score"][m])
+        for row in rows
+        for m, of in enumerate(np.reshape(row["features"], (3, -1)))
+        if np.isfinite(of[score])
+    ]
+    assert len(shown) > 5
+    assert len({(row["point_x"] > 128, row["point_y"] > 128) for row in rows}) > 1, "of several tiles"
+    np.testing.assert_allclose(*zip(*shown, strict=True), atol=1e-3)
 
 
 def as_wide_as(segmenter: Segmenter) -> Samples:
