@@ -11,6 +11,7 @@ from prefect import State, flow, get_run_logger
 from prefect.states import Completed
 from pydantic import BaseModel, Field
 
+from schemas.fitting_settings import REFIT_SCENES, REFIT_STEPS, HeadSettings, RefinerSettings
 from schemas.settings import FinetuneSettings
 from tasks.learn_model import learn_model
 
@@ -51,11 +52,13 @@ def finetune(
     refit: Annotated[
         bool, Field(description="fit a refiner and heads to the new version, from the same labels")
     ] = True,
-    refiner_steps: Annotated[int, Field(ge=1, description="updates of the new version's refiner")] = 300,
+    refiner_steps: Annotated[
+        int, Field(ge=1, description="updates of the new version's refiner")
+    ] = REFIT_STEPS,
     refit_scenes: Annotated[
         int,
         Field(ge=0, description="procedural scenes that refiner and heads are fitted to beside the labels"),
-    ] = 100,
+    ] = REFIT_SCENES,
     larger: Annotated[
         str | None,
         Field(description="the model that uncertain work goes to, for the heads; none: no model_gap"),
@@ -159,19 +162,37 @@ def refit_version(
 
     With `keep`, what is there stays as it is.
     """
+    from engine.fitted_heads import make_heads
+    from engine.fitted_refiner import make_refiner
     from engine.learn.checkpoints import StaleCheckpointError
+    from engine.store import Store
     from engine.uncertainty.head_files import SUFFIX as HEADS
     from engine.uncertainty.refiner_files import SUFFIX as REFINER
-    from flows.head_commands import fit_heads
-    from flows.refiner_command import fit_refiner
+    from tasks.progress import tell_steps
 
+    def progress(what: str, done: int, total: int) -> None:
+        tell_steps(done, total, what)
+
+    log = get_run_logger()
+    model, answers = str(weights), Store(store) if store else None
     if not (keep and weights.with_name(weights.stem + REFINER).is_file()):
+        settings = RefinerSettings(steps=refiner_steps)
+
+        def fit() -> None:
+            made = make_refiner(model, data, answers, scenes, settings, device=device, progress=progress)
+            log.info(
+                "refiner: %s, held-out IoU %.3f to %.3f", made.path, made.fit.iou_before, made.fit.iou_after
+            )
+
         try:
-            fit_refiner(str(weights), data, store, scenes, steps=refiner_steps, device=device)
+            fit()
         except StaleCheckpointError as error:  # more was answered since it was killed
             error.path.unlink()
-            fit_refiner(str(weights), data, store, scenes, steps=refiner_steps, device=device)
+            fit()
     if keep and weights.with_name(weights.stem + HEADS).is_file():
         return
-    tokens = str(weights.parent / "tokens")
-    fit_heads(str(weights), larger, data, store, scenes, tokens=tokens, device=device)
+    tokens = Store(str(weights.parent / "tokens"))
+    heads, _ = make_heads(
+        model, larger, data, answers, scenes, tokens, HeadSettings(), device=device, progress=progress
+    )
+    log.info("heads: %s", heads)

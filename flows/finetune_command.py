@@ -10,6 +10,7 @@ import typer
 from flows.head_commands import DataOption
 from flows.own_prefect import quiet_prefect, tether_server
 from flows.store_commands import absolute_address
+from schemas.fitting_settings import REFIT_SCENES, REFIT_STEPS
 
 
 def finetune(
@@ -51,11 +52,13 @@ def finetune(
     refit: Annotated[
         bool, typer.Option(help="Fit a refiner and heads to the new version, from the same labels.")
     ] = True,
-    refiner_steps: Annotated[int, typer.Option(min=1, help="Updates of the new version's refiner.")] = 300,
+    refiner_steps: Annotated[
+        int, typer.Option(min=1, help="Updates of the new version's refiner.")
+    ] = REFIT_STEPS,
     refit_scenes: Annotated[
         int,
         typer.Option(min=0, help="Procedural scenes that refiner and heads are fitted to beside the labels."),
-    ] = 100,
+    ] = REFIT_SCENES,
     larger: Annotated[
         str | None,
         typer.Option(

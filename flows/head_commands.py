@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from engine.learn.data import LabelledImage
+from schemas.fitting_settings import HeadSettings
 
 DataOption = Annotated[
     list[Path] | None,
@@ -37,9 +35,6 @@ AutomaticOption = Annotated[
         "of each image.",
     ),
 ]
-_SCENE_SIZE = 384
-_SEEDS = 5
-_JUDGED_IMAGES = 60
 
 
 def fit_heads(
@@ -71,12 +66,12 @@ def fit_heads(
             help="File to write. Default: NAME.heads.safetensors beside the weights, where label finds it."
         ),
     ] = None,
-    objects: Annotated[int, typer.Option(min=1, help="Objects of an image, at most.")] = 20,
-    automatic: AutomaticOption = 64,
+    objects: Annotated[int, typer.Option(min=1, help="Objects of an image, at most.")] = HeadSettings.objects,
+    automatic: AutomaticOption = HeadSettings.automatic,
     seed: Annotated[
         int,
         typer.Option(help="Of splits and initial weights; which prompts are drawn does not depend on it."),
-    ] = 0,
+    ] = HeadSettings.seed,
     device: Annotated[
         str | None, typer.Option(help="cuda, cuda:N, mps or cpu. Default: the best there is.")
     ] = None,
@@ -88,119 +83,25 @@ def fit_heads(
 
     Example: gapmap fit-heads --model sam-nano --larger sam2-mini --data labelled/ --scenes 500
     """
-    import torch
-
-    from engine.evaluate.automatic_masks import judge_automatic
-    from engine.evaluate.head_card import render_head_card
-    from engine.evaluate.uncertainty import evaluate_uncertainty
-    from engine.learn.answers import read_lessons
-    from engine.learn.data import (
-        learnable_images,
-        leave_out_groups,
-        make_head_scenes,
-        read_sets,
-        split_unknown,
-        spread_evenly,
-    )
-    from engine.learn.gap_targets import TargetMaker
-    from engine.learn.head_fitting import fit_heads as fit
-    from engine.learn.perceptron import FitSettings
-    from engine.learn.token_store import collect_tokens, join_samples
+    from engine.fitted_heads import make_heads
     from engine.models.allocator import keep_freed_memory
-    from engine.models.loading import load_segmenter
     from engine.store import Store
-    from engine.uncertainty.head_files import heads_path, write_heads
-    from flows.console import steps_progress
-    from schemas.errors import ConfigError, nearest_name
+    from flows.console import phases_progress
 
-    labelled = read_lessons(data or [], Store(store) if store else None, openable=True)
-    if not labelled and not scenes:
-        raise ConfigError(
-            "There is nothing to fit to. Give labelled images (--data FOLDER), a --store with answers, or --scenes 500."
-        )
-    others = read_sets(evaluate_on or [])
-    learnt = {name: learnable_images(images) for name, images in labelled.items()}
-    for name in others:
-        if name in labelled:
-            raise ConfigError(
-                f"Two sets are called {name!r}, one of them to judge on. Rename one of the folders."
-            )
-    for name, images in learnt.items():
-        if not images or name == "scenes":
-            reason = (
-                "is what procedural scenes are called"
-                if images
-                else "has no labelled image that may be learnt from"
-            )
-            raise ConfigError(f"The set {name!r} {reason}. Rename it, or leave it out.")
-    if scenes:
-        learnt["scenes"] = make_head_scenes(scenes, _SCENE_SIZE, 2)
-    for name in calibrate_on or ():
-        if name not in learnt:
-            raise ConfigError(f"There is no set {name!r} to calibrate on. {nearest_name(name, learnt)}")
     keep_freed_memory()
-    segmenter = load_segmenter(model, device=device)
-    path = out or heads_path(segmenter)
-    if path is None:
-        raise ConfigError("The weights lie at a URL. Say where the heads are to be written: --out FILE")
-    if not path.parent.is_dir():
-        raise ConfigError(f"There is no folder {path.parent}. Make it, or name another --out.")
-    second = load_segmenter(larger, device=device) if larger else None
-    maker = TargetMaker(segmenter, second, objects=objects, automatic=automatic)
-    fitted_to = {digest for images in learnt.values() for digest in _digests(images)}
-    judged = {name: left for name, images in others.items() if (left := leave_out_groups(images, fitted_to))}
-    judged = {name: spread_evenly(images, _JUDGED_IMAGES) for name, images in judged.items()}
-    for name, images in labelled.items():
-        judged |= split_unknown(name, leave_out_groups(images, _digests(learnt[name])))
-    kept = Store(tokens)
-    with steps_progress("asking the models") as progress:
-        collect_tokens(kept, _merge(learnt, judged), segmenter, maker, progress)
-    samples = {
-        name: collect_tokens(kept, {name: images}, segmenter, maker) for name, images in learnt.items()
-    }
-    with steps_progress("fitting") as progress:
-        fitted = fit(
-            join_samples(list(samples.values())),
-            segmenter.model_id,
-            second.model_id if second else "",
-            FitSettings(seed=seed),
+    with phases_progress() as progress:
+        heads, card = make_heads(
+            model,
+            larger,
+            data or [],
+            Store(store) if store else None,
+            scenes,
+            Store(tokens),
+            HeadSettings(objects, automatic, seed),
+            evaluate_on=evaluate_on or (),
             calibrate_on=calibrate_on or (),
+            out=out,
+            device=device,
             progress=progress,
         )
-    digests = sorted(digest for images in learnt.values() for digest in _digests(images))
-    heads = write_heads(fitted.heads, path, {"fitted": json.dumps(digests)})
-    figures = {}
-    for name, images in judged.items():
-        unseen = collect_tokens(kept, {name: images}, segmenter, maker)
-        on_cpu = heads.to(torch.device("cpu"))
-        figures[name] = evaluate_uncertainty([(unseen, on_cpu)] * _SEEDS)
-        if unseen.automatic_N.any():
-            figures[name]["automatic"] = judge_automatic(unseen, on_cpu)
-    card = render_head_card(
-        path.name.partition(".heads")[0] + " heads",
-        heads,
-        path.stat().st_size,
-        {
-            name: {
-                "images": len(learnt[name]),
-                "groups": len({image.group for image in learnt[name]}),
-                "prompts": len(of),
-            }
-            for name, of in samples.items()
-        },
-        fitted.r2,
-        f"{fitted.calibrated_on[0]} {fitted.calibrated_on[1]} masks ({', '.join(calibrate_on or learnt)})",
-        figures,
-    )
-    path.with_suffix("").with_suffix(".heads.md").write_text(card)
-    typer.echo(f"heads: {path}   card: {path.with_suffix('').with_suffix('.heads.md')}")
-
-
-def _merge(
-    one: dict[str, list[LabelledImage]], other: dict[str, list[LabelledImage]]
-) -> dict[str, list[LabelledImage]]:
-    return {name: [*one.get(name, []), *other.get(name, [])] for name in {**one, **other}}
-
-
-def _digests(images: list[LabelledImage]) -> set[str]:
-    return {image.digest for image in images}
+    typer.echo(f"heads: {heads}   card: {card}")

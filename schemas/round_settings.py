@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from schemas.fitting_settings import REFIT_SCENES, REFIT_STEPS
 from schemas.settings import (
     AcquisitionSettings,
     FinetuneSettings,
@@ -22,9 +23,11 @@ class RoundSettings(_Settings):
         AcquisitionSettings(), description="which masks people are asked about"
     )
     finetune: FinetuneSettings = Field(FinetuneSettings(), description="fine-tuning")
-    refiner_steps: int = Field(300, ge=1, description="updates of a new version's refiner")
+    refiner_steps: int = Field(REFIT_STEPS, ge=1, description="updates of a new version's refiner")
     refit_scenes: int = Field(
-        100, ge=0, description="procedural scenes that heads and refiner are fitted to beside the labels"
+        REFIT_SCENES,
+        ge=0,
+        description="procedural scenes that heads and refiner are fitted to beside the labels",
     )
     judged_images: int | None = Field(
         None, ge=1, description="images of a set that the gate looks at, at most; null = all"

@@ -16,17 +16,19 @@ from engine.evaluate.uncertainty import evaluate_uncertainty
 from engine.learn.checkpoints import StaleCheckpointError
 from engine.learn.data import leave_out_groups, read_coco
 from engine.learn.finetuning import finetune
+from engine.learn.fitting_sets import read_fitting_sets
 from engine.learn.gap_targets import TargetMaker
 from engine.learn.head_fitting import fit_heads
 from engine.learn.image_loaders import FileLoader
 from engine.learn.learnable import make_learner
 from engine.learn.lessons import Lessons
 from engine.learn.perceptron import FitSettings
-from engine.learn.refiner_fitting import RefinerSettings, fit_refiner
+from engine.learn.refiner_fitting import fit_refiner
 from engine.learn.training_images import human_images
 from engine.models.loading import load_segmenter
 from engine.scenes import make_scene
 from schemas.errors import ConfigError
+from schemas.fitting_settings import RefinerSettings
 from schemas.settings import FinetuneSettings
 
 FAST = FitSettings(members=1, hidden=16, epochs=3)
@@ -124,6 +126,13 @@ def test_pictures_that_no_decoder_takes_are_named(wide: tuple[Path, np.ndarray])
         (folder / "00.png").write_bytes(damaged)
         with pytest.raises(ConfigError, match=r"00\.png cannot be read .*take it out of its COCO file"):
             read_coco(folder)[0].load()
+
+
+def test_a_set_that_is_called_as_procedural_scenes_are_has_to_be_renamed(folder: Path) -> None:
+    """Scenes would take its place unseen."""
+    named = folder.rename(folder.with_name("scenes"))
+    with pytest.raises(ConfigError, match="'scenes' is called as procedural scenes are"):
+        read_fitting_sets([named], None, 3)
 
 
 def test_masks_of_one_picture_have_one_size(folder: Path) -> None:

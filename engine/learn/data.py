@@ -94,7 +94,8 @@ class LabelledImage:
 
     @property
     def key(self) -> str:
-        """Which image with which masks: its `fingerprint` with its name, which tells images of the pool and scenes apart."""
+        """Which image with which masks: its `fingerprint` (raises as that does) with its name, which tells scenes and images of the
+        pool apart."""
         return f"{self.name}/{self.fingerprint}"
 
     def preload(self) -> LabelledImage:

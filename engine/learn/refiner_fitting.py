@@ -26,33 +26,9 @@ from engine.learn.refiner_pairs import LEAST_IOU, Pairs, make_pairs
 from engine.learn.trainee import PromptedModel
 from engine.models.segmenter import Segmenter
 from schemas.errors import ConfigError
+from schemas.fitting_settings import RefinerSettings
 
 _OUTPUT = 0  # the decoder's single mask
-
-
-@dataclass(frozen=True)
-class RefinerSettings:
-    """How a refiner is fitted.
-
-    Attributes:
-        steps: updates; each shows `images` images with at most `masks` pairs each.
-        rate: of AdamW, falling to zero along a cosine.
-        objects: of an image, at most, evenly drawn.
-        points: of an object: the central one, then random ones.
-        check_every: steps between looks at the held-out groups; the best of them is what is kept.
-        seed: of all draws.
-        most_bytes: of embeddings and pairs kept in memory; what does not fit is made again.
-    """
-
-    steps: int = 500
-    images: int = 4
-    masks: int = 8
-    rate: float = 2e-4
-    objects: int = 20
-    points: int = 2
-    check_every: int = 50
-    seed: int = 0
-    most_bytes: int = 4 << 30
 
 
 @dataclass(frozen=True)
