@@ -46,7 +46,7 @@ from engine.triage.triage import triage_masks
 from engine.uncertainty.head_files import find_heads
 from engine.uncertainty.refiner_files import find_refiner
 from flows.cli import main
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, TransientError
 from schemas.settings import AcquisitionSettings, GenerateSettings, PoolSettings, TriageSettings
 from tasks.sheet import draw_sheet
 
@@ -319,6 +319,33 @@ def test_a_pass_goes_on_when_its_files_were_merged_and_swept(
             assert mend_images(reader, [image_id], useless).tried  # type: ignore[arg-type]
             store.compact()
             store.sweep(grace=timedelta(0))
+    assert not find_pending(store, nano.model_id, list(menders))
+
+
+def test_a_shard_that_failed_in_passing_is_read_whole_the_next_time(
+    labelled: Path,
+    nano: Segmenter,
+    menders: dict[str, Mender],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = copy_store(labelled, tmp_path)
+    triage_masks(store, nano.model_id, EAGER, tuple(menders))
+    pending = find_pending(store, nano.model_id, list(menders))
+    useless = {name: Useless(of) for name, of in menders.items()}
+    plain, failed = Snapshot.rows, []
+
+    def rows(self: Snapshot, sql: str, parameters: dict[str, Any]) -> list[dict[str, Any]]:
+        if "FROM decisions" in sql and not failed:
+            failed.append(1)
+            raise TransientError("The store did not answer as it should; try again.")
+        return plain(self, sql, parameters)
+
+    monkeypatch.setattr(Snapshot, "rows", rows)
+    with ShardReader(store, nano.model_id, pending, list(menders)) as reader:
+        with pytest.raises(TransientError):
+            mend_images(reader, pending, useless)  # type: ignore[arg-type]
+        assert mend_images(reader, pending, useless).tried  # type: ignore[arg-type]
     assert not find_pending(store, nano.model_id, list(menders))
 
 

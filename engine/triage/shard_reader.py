@@ -103,9 +103,9 @@ class ShardReader:
                     if self._snapshot.renew("labels", "reviews"):
                         self._read_people(self._snapshot)
                     return make(self._snapshot)
-            except LostFileError:
-                self.close()
-                if again == _TRIES - 1:
+            except BaseException as error:
+                self.close()  # or what was read in part would be taken for all
+                if not isinstance(error, LostFileError) or again == _TRIES - 1:
                     raise
         raise AssertionError("unreachable")
 
