@@ -65,15 +65,21 @@ def export(
     store: StoreOption,
     format: Annotated[str, typer.Option("--format", help="coco: one JSON that pycocotools loads.")] = "coco",
     where: Annotated[
-        str | None, typer.Option(help="SQL condition on masks, such as 'sam_score > 0.8'.")
+        str | None,
+        typer.Option(
+            help="SQL condition on the columns of masks and on source (model or people), such as 'sam_score > 0.8'."
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="name@version, where the store holds several models.")
     ] = None,
 ) -> None:
-    """Write masks as a COCO file.
+    """Write masks as a COCO file, which the other commands take as --data.
 
-    Example: gapmap export masks.json --store masks/ --where "uncertainty < 0.2"
+    People's word counts: masks that they took away are left out, those that they mended are theirs, and those that they drew are
+    there as well. Each annotation says as source whether it is the model's or people's.
+
+    Example: gapmap export masks.json --store masks/ --where "source = 'people' OR uncertainty < 0.2"
     """
     from engine.store import Store, export_coco
     from flows.console import steps_progress

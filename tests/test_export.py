@@ -59,6 +59,7 @@ def test_pycocotools_loads_the_export(filled: Store, tmp_path: Path) -> None:
         assert mask[3:8, 2:12].all()
     stored = dict(fetch(filled, "SELECT mask_id, sam_score FROM masks"))
     assert {a["mask_id"]: a["score"] for a in coco.anns.values()} == stored
+    assert {a["source"] for a in coco.anns.values()} == {"model"}
     (image_b,) = [image["id"] for image in coco.imgs.values() if image["file_name"].endswith("b.jpg")]
     assert len(coco.getAnnIds(imgIds=[image_b])) == 3
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.pool.address import last_name, redact
 from engine.report.round_scope import RoundScope
-from engine.triage.people import JUDGED
+from engine.store.people import JUDGED
 
 if TYPE_CHECKING:
     from engine.store.snapshot import Snapshot

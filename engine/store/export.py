@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from schemas.errors import ConfigError, nearest_name
 
 from .connection import quote_sql
+from .export_masks import join_answers
 from .files import locate_file
 from .query import check_sql, fence, run_sql
 
@@ -31,14 +32,14 @@ def export_coco(
 ) -> tuple[int, int]:
     """Write a COCO instances file; returns (number of images, number of annotations).
 
-    One entry in `images` for each content, whether it has masks or not, with the first of its uris as
-    `file_name`; images that failed are left out. Annotations carry the compressed RLE, `bbox` as x, y,
-    width, height in image pixels, `area` in pixels, `score` (sam_score), `uncertainty` and `mask_id`.
-    The only category is "object".
+    One entry in `images` for each content, whether it has masks or not, with the first of its uris as `file_name`; images that failed are
+    left out. Annotations carry the compressed RLE, `bbox` as x, y, width, height in image pixels, `area` in pixels, `score`
+    (sam_score), `uncertainty`, `mask_id` and `source`: `model`, or `people` for masks that people left as they were, mended or drew; `task`
+    is what they said that it is, where they did. Masks that they took away are left out (see `join_answers`). The only category is "object".
 
     Args:
         out: path or fsspec URL; the file appears when it is complete.
-        where: SQL condition on the columns of `masks`, such as "uncertainty > 0.2 AND area > 100".
+        where: SQL condition on the columns of `masks` and `source`, such as "source = 'people' OR uncertainty < 0.3".
         model: name@version; needed when the store holds masks of several.
         progress: called with (annotations written, annotations in all).
 
@@ -59,9 +60,8 @@ class _Export:
 
     def __init__(self, store: Store, snapshot: Snapshot, model: str, where: str | None) -> None:
         self._files, self._snapshot = store.files, snapshot
-        self._masks = f"SELECT * FROM masks WHERE model = {quote_sql(model)} AND replaced_by IS NULL" + (
-            f" AND ({where}\n)" if where else ""
-        )
+        masks = join_answers(snapshot, model)
+        self._masks = f"SELECT * FROM ({masks})" + (f" WHERE ({where}\n)" if where else "")
         check_sql(snapshot.con, self._masks)
         snapshot.con.execute(
             f"""CREATE TABLE internal.numbered AS
@@ -87,7 +87,7 @@ class _Export:
                 self.n_images += 1
             file.write('],\n"annotations": [')
             for row in self._rows(
-                f"""SELECT n.id AS number, m.mask_id, m.x0, m.y0, m.x1, m.y1, m.area, m.height, m.width, m.rle, m.sam_score, m.uncertainty
+                f"""SELECT n.id AS number, m.mask_id, m.x0, m.y0, m.x1, m.y1, m.area, m.height, m.width, m.rle, m.sam_score, m.uncertainty, m.source, m.task
                 FROM ({self._masks}) m JOIN internal.numbered n USING (image_id)"""
             ):
                 self.n_annotations += 1
@@ -119,7 +119,8 @@ def _annotation(number: int, row: dict[str, Any]) -> dict[str, Any]:
         "score": row["sam_score"],
         "uncertainty": row["uncertainty"],
         "mask_id": row["mask_id"],
-    }
+        "source": row["source"],
+    } | ({"task": row["task"]} if row["task"] else {})
 
 
 def _choose_model(snapshot: Snapshot, model: str | None) -> str:
