@@ -1,4 +1,4 @@
-"""What people said is in an export."""
+"""What people said is in an export, and an export is a labelled set like any other."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 from review_sides import MODEL, SIZE, disk, label_pool, write_pool
 
+from engine.learn.data import read_coco
 from engine.masks.rle import decode_rle, encode_masks
+from engine.pool import list_pool, read_image
 from engine.store import Store, export_coco
+from schemas.settings import PoolSettings
 
 OTHER = "nano@ba9876543210"
 
@@ -125,3 +129,34 @@ def test_answers_about_a_former_version_stand_for_the_same_objects_of_a_new_one(
     [mended] = [a for a in annotations if a["source"] == "people"]
     assert (pixels(mended) == disk(0, 10)).all()
     assert not any((pixels(a) & disk(1)).any() for a in annotations)
+
+
+def test_an_export_is_read_back_wherever_it_lies(
+    store: Store, masks: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    [item] = list_pool(str(tmp_path / "pool"), PoolSettings())
+    true_HW3 = read_image(item, PoolSettings()).pixels
+    answer(store, masks[0], "correct", task="salient")
+    (tmp_path / "elsewhere").mkdir()
+    for out, name in (
+        (tmp_path / "annotations.json", "pool/00.jpg"),
+        (tmp_path / "elsewhere" / "annotations.json", str(tmp_path / "pool" / "00.jpg")),
+    ):
+        export_coco(store, str(out))
+        [record] = json.loads(out.read_text())["images"]
+        assert (record["file_name"], record["uri"]) == (name, item.uri)
+        [image] = read_coco(out.parent)
+        assert sorted(mask.task for mask in image.masks) == ["entity", "entity", "entity", "salient"]
+        assert any((mask.decode() == disk(0)).all() for mask in image.masks)
+        assert (image.load() == true_HW3).all()
+
+
+def test_an_export_of_a_pool_in_a_storage_is_read_back_from_there(store: Store, tmp_path: Path) -> None:
+    picture = write_pool(tmp_path / "pictures", 1) / "00.jpg"
+    fsspec.filesystem("memory").pipe_file("/exported-pool/00.jpg", picture.read_bytes())
+    label_pool(store, "memory://exported-pool")  # type: ignore[arg-type]
+    out = tmp_path / "annotations.json"
+    export_coco(store, str(out))
+    [image] = read_coco(out)
+    assert image.name == "memory://exported-pool/00.jpg"
+    assert image.load().shape == (*SIZE, 3)

@@ -1,4 +1,4 @@
-"""Masks as a COCO file that pycocotools loads, written row by row."""
+"""Masks as a COCO file that pycocotools loads and that `read_coco` reads back, written row by row."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ def export_coco(
 ) -> tuple[int, int]:
     """Write a COCO instances file; returns (number of images, number of annotations).
 
-    One entry in `images` for each content, whether it has masks or not, with the first of its uris as `file_name`; images that failed are
-    left out. Annotations carry the compressed RLE, `bbox` as x, y, width, height in image pixels, `area` in pixels, `score`
+    One entry in `images` for each content, whether it has masks or not, with the first of its uris as `uri`; images that failed are
+    left out. `file_name` is the path of a local file, relative to the folder of `out` if it lies in there, else absolute; of any other
+    it is the uri. Annotations carry the compressed RLE, `bbox` as x, y, width, height in image pixels, `area` in pixels, `score`
     (sam_score), `uncertainty`, `mask_id` and `source`: `model`, or `people` for masks that people left as they were, mended or drew; `task`
     is what they said that it is, where they did. Masks that they took away are left out (see `join_answers`). The only category is "object".
 
@@ -48,7 +49,8 @@ def export_coco(
     folder, target = locate_file(out, storage_options)
 
     def run(snapshot: Snapshot) -> tuple[int, int]:
-        export = _Export(store, snapshot, _choose_model(snapshot, model), where)
+        near = Path(folder.root) if folder.is_local else None
+        export = _Export(store, snapshot, _choose_model(snapshot, model), where, near)
         folder.publish(target, lambda path: export.write(path, progress))
         return export.n_images, export.n_annotations
 
@@ -58,8 +60,10 @@ def export_coco(
 class _Export:
     """One export from one snapshot: prepares the image numbers, then streams."""
 
-    def __init__(self, store: Store, snapshot: Snapshot, model: str, where: str | None) -> None:
-        self._files, self._snapshot = store.files, snapshot
+    def __init__(
+        self, store: Store, snapshot: Snapshot, model: str, where: str | None, near: Path | None
+    ) -> None:
+        self._files, self._snapshot, self._near = store.files, snapshot, near
         masks = join_answers(snapshot, model)
         self._masks = f"SELECT * FROM ({masks})" + (f" WHERE ({where}\n)" if where else "")
         check_sql(snapshot.con, self._masks)
@@ -81,8 +85,9 @@ class _Export:
                 + '],\n"images": ['
             )
             for row in self._rows(
-                "SELECT id, image_id, uri AS file_name, width, height FROM internal.numbered ORDER BY id"
+                "SELECT id, image_id, uri, width, height FROM internal.numbered ORDER BY id"
             ):
+                row["file_name"] = _name_file(row["uri"], self._near)
                 file.write((",\n" if self.n_images else "\n") + json.dumps(row))
                 self.n_images += 1
             file.write('],\n"annotations": [')
@@ -105,6 +110,13 @@ class _Export:
         with run_sql(self._files, self._snapshot, sql) as reader:
             for batch in reader:
                 yield from batch.to_pylist()
+
+
+def _name_file(uri: str, near: Path | None) -> str:
+    if not uri.startswith("file://"):
+        return uri
+    path = Path(uri.removeprefix("file://"))
+    return str(path.relative_to(near) if near and path.is_relative_to(near) else path)
 
 
 def _annotation(number: int, row: dict[str, Any]) -> dict[str, Any]:
