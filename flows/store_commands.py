@@ -41,23 +41,35 @@ def query(
         ),
     ],
     store: StoreOption,
-    format: Annotated[_Format, typer.Option("--format", help="How to write the result.")] = _Format.table,
+    format: Annotated[
+        _Format | None,
+        typer.Option(
+            "--format",
+            help="How to write the result. Default: as the ending of --out says, and without a file a table.",
+        ),
+    ] = None,
     out: Annotated[
-        str | None, typer.Option("--out", "-o", help="File or URL to write to. Default: standard output.")
+        str | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="File or URL to write to, .csv, .json or .parquet. Default: standard output.",
+        ),
     ] = None,
 ) -> None:
     """Ask the store in SQL (DuckDB), read-only and fenced off from other files.
 
     Example: gapmap query "SELECT mask_id, uncertainty FROM masks ORDER BY uncertainty DESC LIMIT 10" --store masks/
     """
-    from engine.store import Store
+    from engine.store import Store, format_of
     from flows.console import query_progress
 
+    chosen = format.value if format else format_of(out) if out else "table"
     text = sys.stdin.read() if sql == "-" else sql
     opened = Store(store)
     opened.check_exists()
     with query_progress() as progress:
-        opened.write_query(text, format.value, out or sys.stdout, progress)
+        opened.write_query(text, chosen, out or sys.stdout, progress)
 
 
 def export(

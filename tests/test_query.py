@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 from uuid import uuid4
 
 import pyarrow as pa
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 from store_rows import MODEL, commit, fetch
@@ -18,6 +19,7 @@ from store_rows import MODEL, commit, fetch
 from engine.store import Snapshot, Store, write_result
 from engine.store.connection import LostFileError
 from engine.store.query import fence, run_sql
+from flows.cli import main
 from flows.store_commands import query
 from schemas.errors import ConfigError, QueryError
 from schemas.tables import TABLES
@@ -354,6 +356,40 @@ def test_a_wrong_format_is_told(filled: Store) -> None:
         filled.write_query("SELECT 1", "jsn", io.StringIO())
     with pytest.raises(ConfigError, match="name a file"):
         filled.write_query("SELECT 1", "parquet", io.StringIO())
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.JSON", "x.parquet"])
+def test_a_file_is_of_the_kind_that_its_name_says_with_every_column(
+    filled: Store, tmp_path: Path, name: str
+) -> None:
+    out = tmp_path / name
+    with pytest.raises(SystemExit) as ended:
+        main(["query", "FROM masks", "--store", filled.files.root, "--out", str(out)])
+    assert not ended.value.code
+    read = {"csv": pacsv.read_csv, "json": _read_json, "parquet": pq.read_table}[out.suffix[1:].lower()]
+    found = read(out)
+    assert (found.column_names, found.num_rows) == (TABLES["masks"].names, 6)
+
+
+def _read_json(path: Path) -> pa.Table:
+    return pa.Table.from_pylist(json.loads(path.read_text()))
+
+
+@pytest.mark.parametrize(
+    "options", [["--out", "x.txt"], ["--out", "x"], ["--out", "x.csv", "--format", "table"]]
+)
+def test_a_file_of_another_kind_is_refused_with_those_that_are_possible(
+    filled: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="1"):
+        main(["query", "FROM masks", "--store", filled.files.root, *options])
+    assert re.search(r"csv, \.?json, \.?parquet", capsys.readouterr().err)
+    assert not list(tmp_path.glob("x*"))
 
 
 def test_the_help_names_every_view_that_can_be_asked() -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[float], None]
 FORMATS = ("table", "csv", "json", "parquet")
+_OF_FILES = FORMATS[1:]  # a table is drawn for a screen, and cut to its width
 
 _ALLOWED = "Allowed is one SELECT, WITH, FROM, VALUES, DESCRIBE, SHOW, SUMMARIZE or EXPLAIN of such."
 _READING_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
@@ -133,7 +134,7 @@ def write_result(
     Args:
         out: an open text stream, or the path or fsspec URL of a file, which appears only when complete.
 
-    Raises ConfigError for an unknown format, or for Parquet into a text stream.
+    Raises ConfigError for an unknown format, for Parquet into a text stream, or for a table, which is cut to a screen, into a file.
     """
     import duckdb
 
@@ -141,6 +142,8 @@ def write_result(
         raise ConfigError(f"No output format {format!r}. {nearest_name(format, FORMATS)}")
     if format == "parquet" and not isinstance(out, str):
         raise ConfigError("Parquet is binary: name a file with --out.")
+    if format == "table" and isinstance(out, str):
+        raise ConfigError(f"A table is drawn for a screen; a file can be {', '.join(_OF_FILES)}.")
     con = duckdb.connect()
     con.execute("SET TimeZone = 'UTC'")
     con.register("result", result)
@@ -166,6 +169,19 @@ def write_result(
         write(Path(temporary) / "result")
         with (Path(temporary) / "result").open(encoding="utf-8") as text:
             shutil.copyfileobj(text, out)
+
+
+def format_of(out: str) -> str:
+    """The format that the ending of a file's name says.
+
+    Raises ConfigError for any other ending.
+    """
+    ending = out.rpartition("/")[2].rpartition(".")[2].lower()
+    if ending not in _OF_FILES:
+        raise ConfigError(
+            f"{out} does not end in .{', .'.join(_OF_FILES)}: end it so, or say --format as well."
+        )
+    return ending
 
 
 def _drawn(con: duckdb.DuckDBPyConnection) -> str:
