@@ -19,6 +19,14 @@ StoreOption = Annotated[
 ]
 
 
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", help="Whose masks, by name or name@version. Default: of the model that labelled last."
+    ),
+]
+
+
 def absolute_address(address: str) -> str:
     """A local path made absolute, so that rows name files wherever the next command is run; URLs stay."""
     return address if "://" in address else str(Path(address).expanduser().absolute())
@@ -82,9 +90,7 @@ def export(
             help="SQL condition on the columns of masks and on source (model or people), such as 'sam_score > 0.8'."
         ),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="name@version, where the store holds several models.")
-    ] = None,
+    model: ModelOption = None,
 ) -> None:
     """Write masks as a COCO file, which the other commands take as --data.
 
@@ -94,15 +100,17 @@ def export(
     Example: gapmap export masks.json --store masks/ --where "source = 'people' OR uncertainty < 0.2"
     """
     from engine.store import Store, export_coco
+    from engine.store.model_choice import newest_model
     from flows.console import steps_progress
 
     if format != "coco":
         raise typer.BadParameter(f"{format!r} is not a format. Known: coco.", param_hint="--format")
     opened = Store(store)
     opened.check_exists()
+    chosen = newest_model(opened, model)
     with steps_progress("writing") as progress:
-        images, masks = export_coco(opened, out, where=where, model=model, progress=progress)
-    typer.echo(f"{masks} masks of {images} images written to {out}")
+        images, masks = export_coco(opened, out, where=where, model=chosen, progress=progress)
+    typer.echo(f"{masks} masks of {images} images by {chosen} written to {out}")
 
 
 def compact(store: StoreOption) -> None:
@@ -125,7 +133,7 @@ def sheet(
     images: Annotated[
         int, typer.Option(min=1, max=200, help="How many images, those with the most uncertain masks first.")
     ] = 12,
-    model: Annotated[str | None, typer.Option(help="name@version; default: the newest in the store.")] = None,
+    model: ModelOption = None,
 ) -> None:
     """Draw a contact sheet: images with their masks, coloured by uncertainty.
 

@@ -11,6 +11,7 @@ from pycocotools.coco import COCO
 from store_rows import MODEL, commit, fetch, image_row, tables_of
 
 from engine.store import Store, export_coco
+from flows.cli import main
 from schemas.errors import ConfigError, QueryError
 
 pytest_plugins = ("store_fixtures",)
@@ -88,14 +89,19 @@ def test_a_wrong_condition_is_told_and_leaves_no_file(filled: Store, tmp_path: P
     assert not list(tmp_path.glob("masks.json*"))
 
 
-def test_several_models_must_be_chosen_from(filled: Store, tmp_path: Path) -> None:
+def test_of_several_models_the_newest_or_the_one_that_is_named_is_exported(
+    filled: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     commit(filled, ["s3://pool/a.jpg"], model="mini@ba9876543210")
     out = str(tmp_path / "masks.json")
-    with pytest.raises(ConfigError, match="masks of 2 models; say which"):
-        export_coco(filled, out)
+    assert export_coco(filled, out) == (1, 3)
+    assert export_coco(filled, out, model="nano") == (3, 6)
+    assert export_coco(filled, out, model="mini@ba9876543210") == (1, 3)
     with pytest.raises(ConfigError, match="Did you mean 'mini@ba9876543210'"):
         export_coco(filled, out, model="mini@ba98")
-    assert export_coco(filled, out, model="mini@ba9876543210") == (1, 3)
+    with pytest.raises(SystemExit, match="0"):
+        main(["export", out, "--store", filled.files.root, "--model", "nano"])
+    assert f"6 masks of 3 images by {MODEL} written to" in capsys.readouterr().out
 
 
 def test_an_export_goes_to_a_bucket(filled: Store, s3_root: tuple[str, dict[str, Any]]) -> None:

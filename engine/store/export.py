@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from schemas.errors import ConfigError, nearest_name
-
 from .connection import quote_sql
 from .export_masks import join_answers
 from .files import locate_file
+from .model_choice import newest_model
 from .query import check_sql, fence, run_sql
 
 if TYPE_CHECKING:
@@ -41,16 +40,17 @@ def export_coco(
     Args:
         out: path or fsspec URL; the file appears when it is complete.
         where: SQL condition on the columns of `masks` and `source`, such as "source = 'people' OR uncertainty < 0.3".
-        model: name@version; needed when the store holds masks of several.
+        model: whose masks, by name or name@version; None for the model that labelled last.
         progress: called with (annotations written, annotations in all).
 
-    Raises ConfigError when the model is unknown or not told, QueryError for a wrong condition.
+    Raises ConfigError when the store has no masks (of the model), QueryError for a wrong condition.
     """
     folder, target = locate_file(out, storage_options)
+    chosen = newest_model(store, model)
 
     def run(snapshot: Snapshot) -> tuple[int, int]:
         near = Path(folder.root) if folder.is_local else None
-        export = _Export(store, snapshot, _choose_model(snapshot, model), where, near)
+        export = _Export(store, snapshot, chosen, where, near)
         folder.publish(target, lambda path: export.write(path, progress))
         return export.n_images, export.n_annotations
 
@@ -133,19 +133,3 @@ def _annotation(number: int, row: dict[str, Any]) -> dict[str, Any]:
         "mask_id": row["mask_id"],
         "source": row["source"],
     } | ({"task": row["task"]} if row["task"] else {})
-
-
-def _choose_model(snapshot: Snapshot, model: str | None) -> str:
-    known = [
-        name
-        for (name,) in snapshot.con.execute("SELECT DISTINCT model FROM images ORDER BY model").fetchall()
-    ]
-    if model is None:
-        if len(known) != 1:
-            raise ConfigError(
-                f"The store holds masks of {len(known)} models; say which to export. Known: {', '.join(known)}."
-            )
-        return known[0]
-    if model not in known:
-        raise ConfigError(f"No images of model {model!r} in the store. {nearest_name(model, known)}")
-    return model
