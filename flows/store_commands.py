@@ -87,7 +87,8 @@ def export(
     where: Annotated[
         str | None,
         typer.Option(
-            help="SQL condition on the columns of masks and on source (model or people), such as 'sam_score > 0.8'."
+            help="SQL condition on the columns of masks and on source (model or people), such as 'sam_score > 0.8'; of images by "
+            "\"image_id IN (SELECT image_id FROM images WHERE uri LIKE '%.jpg')\"."
         ),
     ] = None,
     model: ModelOption = None,

@@ -89,6 +89,18 @@ def test_a_wrong_condition_is_told_and_leaves_no_file(filled: Store, tmp_path: P
     assert not list(tmp_path.glob("masks.json*"))
 
 
+def test_a_condition_on_a_column_of_images_is_told_where_that_is(filled: Store, tmp_path: Path) -> None:
+    out = str(tmp_path / "masks.json")
+    with pytest.raises(QueryError) as caught:
+        export_coco(filled, out, where="uri LIKE '%b.jpg'")
+    told = str(caught.value).partition("\n")[0]
+    assert told == "There is no column 'uri' in masks. images has one."
+    within = "image_id IN (SELECT image_id FROM images WHERE uri LIKE '%b.jpg')"
+    assert export_coco(filled, out, where=within) == (3, 3)
+    with pytest.raises(QueryError, match=r"no column 'sorce' in masks\. Did you mean 'source'"):
+        export_coco(filled, out, where="sorce = 'people'")
+
+
 def test_of_several_models_the_newest_or_the_one_that_is_named_is_exported(
     filled: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -214,8 +214,13 @@ def test_a_wrong_table_or_column_names_the_nearest(filled: Store) -> None:
         match=r"no table 'mask' in the store\. Did you mean 'masks'\? Known: decisions, embeddings, images, labels, maps, masks, models, promotions, reviews, rounds, tokens",
     ):
         filled.query("SELECT * FROM mask")
-    with pytest.raises(QueryError, match=r"no column 'uncertanty'\. Did you mean 'uncertainty'\?"):
-        filled.query("SELECT uncertanty FROM masks")
+    with pytest.raises(
+        QueryError, match=r"no column 'uncertanty' in masks\. Did you mean 'uncertainty'\? Known: area, "
+    ) as caught:
+        filled.query("EXPLAIN SELECT uncertanty FROM masks")
+    assert "verdict" not in str(caught.value), "that is of another table"
+    with pytest.raises(QueryError, match=r"no column 'verdict' in images, masks\. labels has one\."):
+        filled.query("SELECT verdict FROM images JOIN masks USING (image_id)")
     with pytest.raises(QueryError, match="syntax error"):
         filled.query("SELEC 1")
     with pytest.raises(QueryError, match="Could not convert"):

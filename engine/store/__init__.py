@@ -3,7 +3,7 @@
 from .connection import DamagedStoreError
 from .done import DoneIndex
 from .export import export_coco
-from .query import FORMATS, format_of, write_result
+from .results import FORMATS, format_of, write_result
 from .snapshot import Snapshot
 from .store import LostMasksError, Store
 

@@ -107,7 +107,7 @@ class _Export:
             progress(self.n_annotations, total)
 
     def _rows(self, sql: str) -> Iterator[dict[str, Any]]:
-        with run_sql(self._files, self._snapshot, sql) as reader:
+        with run_sql(self._files, self._snapshot, sql, made=("source", "task")) as reader:
             for batch in reader:
                 yield from batch.to_pylist()
 
