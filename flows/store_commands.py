@@ -67,7 +67,7 @@ def query(
 ) -> None:
     """Ask the store in SQL (DuckDB), read-only and fenced off from other files.
 
-    Example: gapmap query "SELECT mask_id, uncertainty FROM masks ORDER BY uncertainty DESC LIMIT 10" --store masks/
+    Example: gapmap query "SELECT mask_id, uncertainty FROM masks WHERE replaced_by IS NULL ORDER BY uncertainty DESC LIMIT 10" --store masks/
     """
     from engine.store import Store, format_of
     from flows.console import query_progress
