@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,9 +77,8 @@ def _one_by_one(masks: list[dict[str, Any]]) -> Iterator[tuple[np.ndarray, float
 
 
 def _check_out(out: Path) -> None:
+    from engine.store.whole_file import check_folder
+
     if out.suffix.lower() not in _KINDS:
         raise ConfigError(f"{out} does not end in {', '.join(_KINDS)}. Write for example {out}.png.")
-    if not os.access(out.parent, os.W_OK):
-        raise ConfigError(
-            f"There is no folder {out.parent} that can be written to. Make it, or name another."
-        )
+    check_folder(out)

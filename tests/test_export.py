@@ -42,7 +42,7 @@ def filled(local_store: Store) -> Store:
 
 def test_pycocotools_loads_the_export(filled: Store, tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
-    out = tmp_path / "new folder" / "masks.json"
+    out = tmp_path / "masks.json"
     assert export_coco(filled, str(out), progress=lambda done, total: steps.append((done, total))) == (3, 6)
     assert steps == [(6, 6)]
     coco = COCO(str(out))
@@ -124,3 +124,26 @@ def test_an_export_goes_to_a_bucket(filled: Store, s3_root: tuple[str, dict[str,
     assert (
         len(json.loads(fsspec.filesystem("s3", **options).cat_file(f"{url}/masks.json"))["annotations"]) == 6
     )
+
+
+@pytest.mark.parametrize(
+    ("out", "told"),
+    [
+        ("a folder", "a folder is a folder. Name a file in it"),
+        ("a folder/", "a folder/ is a folder. Name a file in it"),
+        ("nowhere/masks.json", "There is no folder .*/nowhere that can be written to. Make it"),
+    ],
+)
+def test_where_an_export_or_a_result_cannot_be_written_nothing_is_made_and_no_store_is_blamed(
+    filled: Store, tmp_path: Path, out: str, told: str
+) -> None:
+    (tmp_path / "a folder").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    for write in (
+        lambda address: export_coco(filled, address),
+        lambda address: filled.write_query("FROM masks", "json", address),
+    ):
+        with pytest.raises(ConfigError, match=told) as caught:
+            write(f"{tmp_path}/{out}")
+        assert "store" not in str(caught.value).replace(str(tmp_path), "")
+    assert sorted(tmp_path.rglob("*")) == before

@@ -311,6 +311,7 @@ def test_results_as_files(filled: Store, tmp_path: Path, s3_root: tuple[str, dic
     import fsspec
 
     out = tmp_path / "it's here" / "result.parquet"
+    out.parent.mkdir()
     filled.write_query("SELECT * FROM masks", "parquet", str(out))
     assert pq.read_table(out).num_rows == 6
     assert [path.name for path in out.parent.iterdir()] == ["result.parquet"]
@@ -328,6 +329,7 @@ def test_a_result_goes_exactly_where_it_was_sent(
     import fsspec
 
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "a folder").mkdir()
     filled.write_query("SELECT 1 AS one", "csv", name)
     fs, path = fsspec.core.url_to_fs(name)
     assert fs.cat_file(path) == b"one\n1\n"

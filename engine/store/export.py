@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from .connection import quote_sql
 from .export_masks import join_answers
-from .files import locate_file
 from .model_choice import newest_model
 from .query import check_sql, fence, run_sql
+from .whole_file import locate_file
 
 if TYPE_CHECKING:
     from .snapshot import Snapshot
@@ -38,12 +38,12 @@ def export_coco(
     is what they said that it is, where they did. Masks that they took away are left out (see `join_answers`). The only category is "object".
 
     Args:
-        out: path or fsspec URL; the file appears when it is complete.
+        out: path or fsspec URL; the file appears when it is complete; its folder has to be there.
         where: SQL condition on the columns of `masks` and `source`, such as "source = 'people' OR uncertainty < 0.3".
         model: whose masks, by name or name@version; None for the model that labelled last.
         progress: called with (annotations written, annotations in all).
 
-    Raises ConfigError when the store has no masks (of the model), QueryError for a wrong condition.
+    Raises ConfigError when `out` cannot be written, or the store has no masks (of the model), QueryError for a wrong condition.
     """
     folder, target = locate_file(out, storage_options)
     chosen = newest_model(store, model)

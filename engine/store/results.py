@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from schemas.errors import ConfigError, nearest_name
 
-from .files import locate_file
+from .whole_file import locate_file
 
 if TYPE_CHECKING:
     import duckdb
@@ -28,7 +28,7 @@ def write_result(
     """Write a query's result as `table`, `csv`, `json` (an array, one object a line) or `parquet`.
 
     Args:
-        out: an open text stream, or the path or fsspec URL of a file, which appears only when complete.
+        out: an open text stream, or the path or fsspec URL of a file, which appears only when complete; its folder has to be there.
 
     Raises ConfigError for an unknown format, for Parquet into a text stream, or for a table, which is cut to a screen, into a file.
     """
