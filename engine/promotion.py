@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from engine.evaluate.gate import Verdict, compare_models
@@ -41,6 +42,51 @@ def find_current(store: Store, name: str) -> ModelInUse:
     raise ConfigError(
         f"No version of {name} was promoted in {store.files.label}. Promote one: gapmap promote WEIGHTS --store …"
     )
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A version that a store knows.
+
+    Attributes:
+        model: name@version.
+        parent: it was fine-tuned from, name@version; None for one that was not.
+        created_at: when the store first heard of it, UTC.
+        state: `in use` (`current:NAME`), `replaced` after it was, `refused`, or empty: never judged.
+    """
+
+    model: str
+    parent: str | None
+    created_at: datetime
+    state: str
+
+
+def list_versions(store: Store) -> list[ModelVersion]:
+    """Every version that a store knows, by name, the oldest first."""
+    rows, decisions = store.read(
+        lambda snapshot: (
+            snapshot.rows("FROM models ORDER BY created_at", {}),
+            snapshot.rows("FROM promotions ORDER BY decided_at", {}),
+        )
+    )
+    known = {row["model"]: (row["name"], row["created_at"], row["parent"]) for row in rows}
+    # Of a model none of whose versions was promoted the registry's own is in use, the newest that came with gapmap.
+    current = {
+        row["name"]: row["model"] for row in rows if entry_of(row["name"], row["sha256"], row["source"])
+    }
+    states: dict[str, str] = {}
+    for row in decisions:
+        known.setdefault(row["model"], (row["name"], row["decided_at"], None))
+        states[row["model"]] = "refused" if row["action"] == "refused" else "replaced"
+        if row["action"] != "refused":
+            states[row["previous"]] = "replaced"
+            current[row["name"]] = row["model"]
+    states |= dict.fromkeys(current.values(), "in use")
+    ordered = sorted(known.items(), key=lambda item: item[1][:2])
+    return [
+        ModelVersion(model, parent, created_at, states.get(model, ""))
+        for model, (_, created_at, parent) in ordered
+    ]
 
 
 def find_decision(store: Store, name: str, model: str) -> dict[str, Any] | None:

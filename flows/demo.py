@@ -128,7 +128,9 @@ def main() -> None:
     _print_uncertain(opened, summary.model)
     draw_sheet(opened, sheet, images=10, model=summary.model)
     print(f"\ncontact sheet: {sheet}")
-    print(f'ask it something: .venv/bin/gapmap query "SELECT count(*) FROM masks" --store {store}')
+    print(
+        f'ask it something: .venv/bin/gapmap query "SELECT count(*) FROM masks WHERE replaced_by IS NULL" --store {store}'
+    )
     print(f"report of the round: {FOLDER / 'report.html'}")
 
 

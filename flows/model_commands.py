@@ -18,12 +18,25 @@ models = typer.Typer(
 
 
 @models.callback()
-def show_models(context: typer.Context) -> None:
+def show_models(
+    context: typer.Context,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            "--store", help="List the versions in a store instead: what each comes from, and which is in use."
+        ),
+    ] = None,
+) -> None:
     """List the models that have a name: where each comes from, its size, and whether it is on this machine.
 
-    `gapmap label --model current:NAME` uses the version that was promoted.
+    `gapmap label --model current:NAME` uses the version that was promoted, which --store tells.
+
+    Example: gapmap models --store masks/
     """
     if context.invoked_subcommand:
+        return
+    if store is not None:
+        _show_versions(store)
         return
     from engine.models.registry import MODELS
 
@@ -32,6 +45,21 @@ def show_models(context: typer.Context) -> None:
         here = "here" if entry.path.is_file() else "fetched at first use" if entry.url else "missing"
         megabytes = f"{size / 1e6:6.0f} MB" if size else " " * 9
         typer.echo(f"{entry.name:18} {entry.package:17} {megabytes}  {entry.licence:11} {here}")
+
+
+def _show_versions(store: str) -> None:
+    from engine.promotion import list_versions
+    from engine.store import Store
+
+    opened = Store(store)
+    opened.check_exists()
+    versions = list_versions(opened)
+    wide = max([len(of.model) for of in versions], default=0)
+    typer.echo(f"{'version':{wide}}  {'fine-tuned from':{wide}}  {'known since (UTC)':17}  state")
+    for of in versions:
+        typer.echo(
+            f"{of.model:{wide}}  {of.parent or '-':{wide}}  {of.created_at:%Y-%m-%d %H:%M}   {of.state}"
+        )
 
 
 @models.command()

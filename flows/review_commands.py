@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.own_prefect import quiet_prefect, tether_server
-from flows.store_commands import StoreOption, absolute_address
+from flows.store_commands import ModelOption, StoreOption, absolute_address
 
 QueueOption = Annotated[
     str | None,
@@ -57,10 +57,7 @@ def push(
     ] = 1.0,
     seed: Annotated[int, typer.Option(help="Of all draws: the same seed and store give the same masks.")] = 0,
     project: ProjectOption = "gapmap",
-    model: Annotated[
-        str | None,
-        typer.Option(help="Whose masks, by name or name@version. Default: of the model that labelled last."),
-    ] = None,
+    model: ModelOption = None,
     annotators: Annotated[int, typer.Option(min=1, help="Answers to each task before it is done.")] = 1,
     media: MediaOption = None,
     media_url: MediaUrlOption = None,

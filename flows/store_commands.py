@@ -19,6 +19,14 @@ StoreOption = Annotated[
 ]
 
 
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", help="Whose masks, by name or name@version. Default: of the model that labelled last."
+    ),
+]
+
+
 def absolute_address(address: str) -> str:
     """A local path made absolute, so that rows name files wherever the next command is run; URLs stay."""
     return address if "://" in address else str(Path(address).expanduser().absolute())
@@ -41,23 +49,35 @@ def query(
         ),
     ],
     store: StoreOption,
-    format: Annotated[_Format, typer.Option("--format", help="How to write the result.")] = _Format.table,
+    format: Annotated[
+        _Format | None,
+        typer.Option(
+            "--format",
+            help="How to write the result. Default: as the ending of --out says, and without a file a table.",
+        ),
+    ] = None,
     out: Annotated[
-        str | None, typer.Option("--out", "-o", help="File or URL to write to. Default: standard output.")
+        str | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="File or URL to write to, .csv, .json or .parquet. Default: standard output.",
+        ),
     ] = None,
 ) -> None:
     """Ask the store in SQL (DuckDB), read-only and fenced off from other files.
 
-    Example: gapmap query "SELECT mask_id, uncertainty FROM masks ORDER BY uncertainty DESC LIMIT 10" --store masks/
+    Example: gapmap query "SELECT mask_id, uncertainty FROM masks WHERE replaced_by IS NULL ORDER BY uncertainty DESC LIMIT 10" --store masks/
     """
-    from engine.store import Store
+    from engine.store import Store, format_of
     from flows.console import query_progress
 
+    chosen = format.value if format else format_of(out) if out else "table"
     text = sys.stdin.read() if sql == "-" else sql
     opened = Store(store)
     opened.check_exists()
     with query_progress() as progress:
-        opened.write_query(text, format.value, out or sys.stdout, progress)
+        opened.write_query(text, chosen, out or sys.stdout, progress)
 
 
 def export(
@@ -65,26 +85,33 @@ def export(
     store: StoreOption,
     format: Annotated[str, typer.Option("--format", help="coco: one JSON that pycocotools loads.")] = "coco",
     where: Annotated[
-        str | None, typer.Option(help="SQL condition on masks, such as 'sam_score > 0.8'.")
+        str | None,
+        typer.Option(
+            help="SQL condition on the columns of masks and on source (model or people), such as 'sam_score > 0.8'; of images by "
+            "\"image_id IN (SELECT image_id FROM images WHERE uri LIKE '%.jpg')\"."
+        ),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="name@version, where the store holds several models.")
-    ] = None,
+    model: ModelOption = None,
 ) -> None:
-    """Write masks as a COCO file.
+    """Write masks as a COCO file, which the other commands take as --data.
 
-    Example: gapmap export masks.json --store masks/ --where "uncertainty < 0.2"
+    People's word counts: masks that they took away are left out, those that they mended are theirs, and those that they drew are
+    there as well. Each annotation says as source whether it is the model's or people's.
+
+    Example: gapmap export masks.json --store masks/ --where "source = 'people' OR uncertainty < 0.2"
     """
     from engine.store import Store, export_coco
+    from engine.store.model_choice import newest_model
     from flows.console import steps_progress
 
     if format != "coco":
         raise typer.BadParameter(f"{format!r} is not a format. Known: coco.", param_hint="--format")
     opened = Store(store)
     opened.check_exists()
+    chosen = newest_model(opened, model)
     with steps_progress("writing") as progress:
-        images, masks = export_coco(opened, out, where=where, model=model, progress=progress)
-    typer.echo(f"{masks} masks of {images} images written to {out}")
+        images, masks = export_coco(opened, out, where=where, model=chosen, progress=progress)
+    typer.echo(f"{masks} masks of {images} images by {chosen} written to {out}")
 
 
 def compact(store: StoreOption) -> None:
@@ -107,7 +134,7 @@ def sheet(
     images: Annotated[
         int, typer.Option(min=1, max=200, help="How many images, those with the most uncertain masks first.")
     ] = 12,
-    model: Annotated[str | None, typer.Option(help="name@version; default: the newest in the store.")] = None,
+    model: ModelOption = None,
 ) -> None:
     """Draw a contact sheet: images with their masks, coloured by uncertainty.
 

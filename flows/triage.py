@@ -65,8 +65,8 @@ def triage(
     from engine.models.allocator import keep_freed_memory
     from engine.pool import check_address
     from engine.promotion import load_labeller
-    from engine.review.selection import newest_model
     from engine.store import Store
+    from engine.store.model_choice import newest_model
     from engine.triage.costs import learn_costs
     from engine.triage.evidence import read_evidence
     from engine.triage.menders import find_menders

@@ -8,15 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from flows.own_prefect import quiet_prefect, tether_server
-from flows.store_commands import StoreOption, absolute_address
+from flows.store_commands import ModelOption, StoreOption, absolute_address
 
 
 def triage(
     store: StoreOption,
-    model: Annotated[
-        str | None,
-        typer.Option(help="Whose masks, by name or name@version. Default: of the model that labelled last."),
-    ] = None,
+    model: ModelOption = None,
     larger: Annotated[
         str | None,
         typer.Option(
@@ -96,8 +93,8 @@ def triage(
 
 def _explain(store: str, model: str | None, larger: str | None, settings: Any, device: str | None) -> None:
     from engine.promotion import load_labeller
-    from engine.review.selection import newest_model
     from engine.store import Store
+    from engine.store.model_choice import newest_model
     from engine.triage.costs import learn_costs
     from engine.triage.evidence import read_evidence
     from engine.triage.menders import find_menders

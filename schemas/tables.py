@@ -27,7 +27,11 @@ IMAGES = pa.schema(
             "pixel mode of the file as decoded by Pillow (RGB, L, P, CMYK, I;16 …)",
             nullable=True,
         ),
-        _field("n_masks", pa.int32(), "masks kept for this image"),
+        _field(
+            "n_masks",
+            pa.int32(),
+            "rows of masks that this image has, those that others hold in the stead of included",
+        ),
         _field(
             "error_kind",
             pa.string(),

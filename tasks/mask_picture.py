@@ -36,12 +36,13 @@ def draw_mask_picture(store: Store, mask_id: str, out: Path | None = None) -> Pa
     from engine.masks.rle import decode_rle
     from engine.pool import reread_image
     from engine.report.map_plots import draw_mask
-    from engine.store.whole_file import written_whole
+    from engine.store.whole_file import check_folder, written_whole
 
     row = _find_mask(store, mask_id)
     path = out or Path(f"{row['mask_id']}.png")
-    if path.suffix.lower() != ".png" or not path.absolute().parent.is_dir():
-        raise ConfigError(f"{path} is no PNG in a folder that is there. Write for example --out mask.png")
+    if path.suffix.lower() != ".png":
+        raise ConfigError(f"{path} does not end in .png. Write for example --out mask.png")
+    check_folder(path)
     name = Path(row["uri"]).name
     try:
         image = reread_image(row["uri"], row["fingerprint"], row["image_id"])

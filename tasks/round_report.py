@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,9 +49,8 @@ def write_round_report(
 
 def check_page(out: Path) -> None:
     """Raise ConfigError where the page cannot be written."""
+    from engine.store.whole_file import check_folder
+
     if out.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"{out} does not end in .html. Write for example {out}.html.")
-    if not os.access(out.absolute().parent, os.W_OK):
-        raise ConfigError(
-            f"There is no folder {out.absolute().parent} that can be written to. Make it, or name another."
-        )
+    check_folder(out)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from engine.store import Store
 
 _KINDS = (".png", ".jpg", ".jpeg")
-_MODEL = "SELECT model FROM images GROUP BY model ORDER BY max(committed_at) DESC LIMIT 1"
 _IMAGES = """
     SELECT i.image_id, min(i.uri) AS uri, arg_min(i.fingerprint, i.uri) AS fingerprint,
            count(DISTINCT m.mask_id) AS n_masks, max(m.uncertainty) AS uncertainty
@@ -34,6 +32,7 @@ def draw_sheet(store: Store, out: Path, *, images: int = 12, model: str | None =
 
     Args:
         out: a PNG or JPEG, by its extension.
+        model: whose masks, by name or name@version; None for the model that labelled last.
 
     Returns:
         A line for each image that was left out, because its file is not there as it was labelled.
@@ -43,18 +42,13 @@ def draw_sheet(store: Store, out: Path, *, images: int = 12, model: str | None =
     """
     from engine.pool import reread_image
     from engine.report.contact_sheet import SheetCell, draw_contact_sheet, draw_masks
+    from engine.store.model_choice import newest_model
     from engine.store.whole_file import written_whole
 
     _check_out(out)
-    if model is None:
-        newest = store.query(_MODEL).to_pylist()
-        model = newest[0]["model"] if newest else ""
+    model = newest_model(store, model)
     quoted = model.replace("'", "''")
     rows = store.query(_IMAGES.format(model=quoted, count=images)).to_pylist()
-    if not rows:
-        raise ConfigError(
-            f"The store {store.files.label} holds no masks{f' of {model}' if model else ''}. Make some: gapmap label POOL --store …"
-        )
     cells, left_out = [], []
     for row in rows:
         name = Path(row["uri"]).name
@@ -83,9 +77,8 @@ def _one_by_one(masks: list[dict[str, Any]]) -> Iterator[tuple[np.ndarray, float
 
 
 def _check_out(out: Path) -> None:
+    from engine.store.whole_file import check_folder
+
     if out.suffix.lower() not in _KINDS:
         raise ConfigError(f"{out} does not end in {', '.join(_KINDS)}. Write for example {out}.png.")
-    if not os.access(out.parent, os.W_OK):
-        raise ConfigError(
-            f"There is no folder {out.parent} that can be written to. Make it, or name another."
-        )
+    check_folder(out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from engine.evaluate.gate import decide
 from engine.models.registry import MODELS
 from engine.promotion import find_current, roll_back
 from engine.store import Store
+from flows.cli import main
 from schemas.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -78,6 +80,41 @@ def test_going_back_twice_goes_two_versions_back(tmp_path: Path) -> None:
         roll_back(store, "other")
     with pytest.raises(ConfigError, match="No version of other was promoted"):
         find_current(store, "other")
+
+
+def test_the_versions_in_a_store_are_listed_with_their_parents_and_the_one_in_use(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(str(tmp_path))
+    for version, parent, source in (
+        ("0", None, "weights/sam-nano.safetensors"),
+        ("1", "sam-nano@0", "m/1"),
+        ("2", "sam-nano@1", "m/2"),
+        ("3", "sam-nano@1", "m/3"),
+    ):
+        row = {"model": f"sam-nano@{version}", "name": "sam-nano", "version": version, "parent": parent}
+        row |= {"package": "segment-anything", "source": source, "sha256": version * 64}
+        store.record_model(row | {"parameters": 1, "image_size": 512})
+
+    def states() -> list[tuple[str, ...]]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit, match="0"):
+            main(["models", "--store", str(tmp_path)])
+        lines = [re.split(r"\s\s+", line.strip()) for line in capsys.readouterr().out.splitlines()[1:]]
+        return [(line[0], line[1], *line[3:]) for line in lines]
+
+    assert states() == [
+        ("sam-nano@0", "-", "in use"),
+        ("sam-nano@1", "sam-nano@0"),
+        ("sam-nano@2", "sam-nano@1"),
+        ("sam-nano@3", "sam-nano@1"),
+    ]
+    record(store, "sam-nano@1", "promoted", "m/1", "sam-nano@0", "sam-nano")
+    record(store, "sam-nano@2", "refused", "m/2", "sam-nano@1", "m/1")
+    record(store, "sam-nano@3", "promoted", "m/3", "sam-nano@1", "m/1")
+    assert [state for _, _, state in states()] == ["replaced", "replaced", "refused", "in use"]
+    roll_back(store, "sam-nano")
+    assert [state for _, _, state in states()] == ["replaced", "in use", "refused", "replaced"]
 
 
 def gapmap(*arguments: object) -> subprocess.CompletedProcess[str]:

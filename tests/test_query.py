@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 from uuid import uuid4
 
 import pyarrow as pa
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 from store_rows import MODEL, commit, fetch
@@ -18,6 +19,7 @@ from store_rows import MODEL, commit, fetch
 from engine.store import Snapshot, Store, write_result
 from engine.store.connection import LostFileError
 from engine.store.query import fence, run_sql
+from flows.cli import main
 from flows.store_commands import query
 from schemas.errors import ConfigError, QueryError
 from schemas.tables import TABLES
@@ -212,8 +214,13 @@ def test_a_wrong_table_or_column_names_the_nearest(filled: Store) -> None:
         match=r"no table 'mask' in the store\. Did you mean 'masks'\? Known: decisions, embeddings, images, labels, maps, masks, models, promotions, reviews, rounds, tokens",
     ):
         filled.query("SELECT * FROM mask")
-    with pytest.raises(QueryError, match=r"no column 'uncertanty'\. Did you mean 'uncertainty'\?"):
-        filled.query("SELECT uncertanty FROM masks")
+    with pytest.raises(
+        QueryError, match=r"no column 'uncertanty' in masks\. Did you mean 'uncertainty'\? Known: area, "
+    ) as caught:
+        filled.query("EXPLAIN SELECT uncertanty FROM masks")
+    assert "verdict" not in str(caught.value), "that is of another table"
+    with pytest.raises(QueryError, match=r"no column 'verdict' in images, masks\. labels has one\."):
+        filled.query("SELECT verdict FROM images JOIN masks USING (image_id)")
     with pytest.raises(QueryError, match="syntax error"):
         filled.query("SELEC 1")
     with pytest.raises(QueryError, match="Could not convert"):
@@ -304,6 +311,7 @@ def test_results_as_files(filled: Store, tmp_path: Path, s3_root: tuple[str, dic
     import fsspec
 
     out = tmp_path / "it's here" / "result.parquet"
+    out.parent.mkdir()
     filled.write_query("SELECT * FROM masks", "parquet", str(out))
     assert pq.read_table(out).num_rows == 6
     assert [path.name for path in out.parent.iterdir()] == ["result.parquet"]
@@ -321,6 +329,7 @@ def test_a_result_goes_exactly_where_it_was_sent(
     import fsspec
 
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "a folder").mkdir()
     filled.write_query("SELECT 1 AS one", "csv", name)
     fs, path = fsspec.core.url_to_fs(name)
     assert fs.cat_file(path) == b"one\n1\n"
@@ -354,6 +363,40 @@ def test_a_wrong_format_is_told(filled: Store) -> None:
         filled.write_query("SELECT 1", "jsn", io.StringIO())
     with pytest.raises(ConfigError, match="name a file"):
         filled.write_query("SELECT 1", "parquet", io.StringIO())
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.JSON", "x.parquet"])
+def test_a_file_is_of_the_kind_that_its_name_says_with_every_column(
+    filled: Store, tmp_path: Path, name: str
+) -> None:
+    out = tmp_path / name
+    with pytest.raises(SystemExit) as ended:
+        main(["query", "FROM masks", "--store", filled.files.root, "--out", str(out)])
+    assert not ended.value.code
+    read = {"csv": pacsv.read_csv, "json": _read_json, "parquet": pq.read_table}[out.suffix[1:].lower()]
+    found = read(out)
+    assert (found.column_names, found.num_rows) == (TABLES["masks"].names, 6)
+
+
+def _read_json(path: Path) -> pa.Table:
+    return pa.Table.from_pylist(json.loads(path.read_text()))
+
+
+@pytest.mark.parametrize(
+    "options", [["--out", "x.txt"], ["--out", "x"], ["--out", "x.csv", "--format", "table"]]
+)
+def test_a_file_of_another_kind_is_refused_with_those_that_are_possible(
+    filled: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="1"):
+        main(["query", "FROM masks", "--store", filled.files.root, *options])
+    assert re.search(r"csv, \.?json, \.?parquet", capsys.readouterr().err)
+    assert not list(tmp_path.glob("x*"))
 
 
 def test_the_help_names_every_view_that_can_be_asked() -> None:

@@ -71,6 +71,12 @@ def test_the_demo_is_a_whole_round_and_ends_with_its_report(tmp_path: Path) -> N
     assert "ERROR" not in result.stderr
 
 
+def test_the_readme_asks_for_masks_that_hold() -> None:
+    asked = [line for line in README.splitlines() if "FROM masks" in line]
+    assert len(asked) >= 4
+    assert [line for line in asked if "replaced_by IS NULL" not in line] == []
+
+
 def test_every_page_and_target_the_readme_names_exists() -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
-from round_rows import answer, step, teach, whole_round
+from round_rows import QUEUE, answer, decide, read_masks, step, teach, whole_round
 from store_rows import MODEL, fetch, image_row, mask_rows, tables_of
 
 from engine.masks.map_crop import MapCrop
@@ -151,6 +151,24 @@ def test_numbers_of_the_page_are_those_that_sql_gives(tmp_path: Path) -> None:
     assert rows == [(n, pytest.approx(p), pytest.approx(t)) for n, p, t in fetch(store, sql)]
     for histogram in report.data.scores:
         assert sum(map(sum, histogram.counts.values())) == masks
+
+
+def test_the_page_tells_what_is_for_people_what_was_sent_and_what_waits(tmp_path: Path) -> None:
+    """Twelve masks: three are sent, two of those answered, four more are for people."""
+    store = label(tmp_path, ["a.png", "b.png"])
+    decide(store, MODEL, asked=6)
+    answer(store, MODEL, count=2)
+    third = read_masks(store, MODEL)[2]
+    row = {"queue": QUEUE, "item_key": "f" * 32, "task_id": "9", "state": "sent", "model": MODEL}
+    row |= {"mask_ids": [third["mask_id"]], "chosen_by": ["uncertain"], "written_at": datetime.now(UTC)}
+    store.append(
+        "reviews", [row | {name: third[name] for name in ("image_id", "uncertainty", "width", "height")}]
+    )
+    page = read(store)
+    assert "for people (4" in page.sections["scores"]
+    assert "answered by people (2" in page.sections["scores"]
+    assert "3 masks sent, 1 waiting for an answer." in page.sections["answers"]
+    assert "3 accepted, 4 for people, 1 sent and waiting, 2 answered so far." in page.sections["head"]
 
 
 def test_the_page_leads_nowhere_out_of_itself(tmp_path: Path) -> None:

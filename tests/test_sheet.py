@@ -137,6 +137,14 @@ def test_a_sheet_that_cannot_be_written_is_said_before_anything_is_drawn(tmp_pat
         draw_sheet(Store(str(tmp_path / "store")), tmp_path / name)
 
 
+def test_a_sheet_of_a_model_by_its_name_alone(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    commit_masks(store, write_picture(tmp_path / "a.png", 128), masks=[(BOX, 0.5)])
+    assert draw_sheet(store, tmp_path / "sheet.png", model=MODEL.partition("@")[0]) == []
+    with pytest.raises(ConfigError, match=f"No masks of 'nan' are in .* Known: {MODEL}"):
+        draw_sheet(store, tmp_path / "sheet.png", model="nan")
+
+
 def test_copies_of_an_image_do_not_repeat_its_most_uncertain_masks(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "store"))
     first, copy = tmp_path / "a.png", tmp_path / "copy.png"

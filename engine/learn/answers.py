@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.learn.data import LabelledImage, LabelledMask, learnable_images, read_sets
 from engine.learn.image_loaders import LostImageError, PoolLoader
-from engine.triage.people import JUDGED
+from engine.store.people import COUNTING, JUDGED
 from schemas.records import TASKS
 
 if TYPE_CHECKING:
@@ -20,13 +20,9 @@ _log = logging.getLogger(__name__)
 
 ANSWERS = "answers"
 """What the set of a store's answers is called."""
-# Of several answers to one mask the one that agrees most with the others counts, of equal ones the latest; one that
-# nobody agrees with, as when the others took the mask away, does not.
-_MASKS = """
+_MASKS = f"""
     SELECT l.image_id, l.rle, l.height, l.width, l.area, l.task, i.copies
-    FROM (FROM labels WHERE verdict IN ('correct', 'fixed', 'new') AND area > 0 AND coalesce(agreement, 1) > 0
-          QUALIFY row_number() OVER (PARTITION BY image_id, coalesce(mask_id, label_id)
-                                     ORDER BY agreement DESC NULLS LAST, answered_at DESC) = 1) l
+    FROM ({COUNTING}) l
     JOIN (SELECT image_id, list(DISTINCT [uri, fingerprint] ORDER BY [uri, fingerprint]) AS copies FROM images
           WHERE image_id IN (SELECT image_id FROM labels) GROUP BY image_id) i USING (image_id)
     ORDER BY l.image_id, l.label_id

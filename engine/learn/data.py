@@ -18,7 +18,7 @@ from typing import TypeVar
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from engine.learn.image_loaders import ArrayLoader, FileLoader
+from engine.learn.image_loaders import ArrayLoader, FileLoader, place_file
 from engine.scenes import make_scene
 from schemas.errors import ConfigError
 
@@ -104,7 +104,7 @@ class LabelledImage:
 
 
 def read_coco(annotations: str | Path) -> list[LabelledImage]:
-    """Images of a COCO file, in file order; `file_name` is relative to the file's folder.
+    """Images of a COCO file, in file order; `file_name` is a path, relative to the file's folder or absolute, or a URL that fsspec opens.
 
     Segmentations may be compressed RLE, uncompressed RLE or polygons; crowds are left out. Masks are of the upright picture, which
     people see, whatever its EXIF orientation.
@@ -143,7 +143,7 @@ def read_coco(annotations: str | Path) -> list[LabelledImage]:
             group=str(record.get("group", record["file_name"])),
             modality=str(record.get("modality", "")),
             masks=tuple(masks[key]),
-            load=FileLoader(path.parent / record["file_name"], masks[key][0].size),
+            load=FileLoader(place_file(path.parent, record["file_name"]), masks[key][0].size),
         )
         for key, record in records.items()
         if masks[key]
@@ -209,8 +209,7 @@ def split_groups(images: Iterable[LabelledImage]) -> tuple[list[LabelledImage], 
 
 def draw_training_scene(rng: np.random.Generator, size: int, layout: str | None = None) -> LabelledImage:
     """A procedural scene, never one of the evaluation or of the heads."""
-    seed = int(rng.integers(_SCENE_TRAINING_SEED, _SCENE_HEADS_SEED))
-    return _scene_image(seed, size, layout)
+    return _scene_image(int(rng.integers(_SCENE_TRAINING_SEED, _SCENE_HEADS_SEED)), size, layout)
 
 
 def make_head_scenes(count: int, size: int, workers: int) -> list[LabelledImage]:

@@ -9,8 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.pool import decode_image, hash_image, reread_copy
+from engine.pool import decode_image, fetch_bytes, hash_image, reread_copy
 from schemas.errors import ConfigError, ImageError
+
+
+def place_file(folder: Path, name: str) -> Path | str:
+    """Where the file is that a COCO file in this folder calls so: at a URL, or at a path, relative to the folder or absolute."""
+    return name if "://" in name else folder / name
 
 
 @dataclass(frozen=True)
@@ -18,11 +23,11 @@ class FileLoader:
     """Reads a labelled file as the pool is read: upright, transparency on white. What tells its content from another is read once.
 
     Attributes:
-        path: of the file.
+        path: of the file, or its URL.
         size: height and width that its masks are for; None where nobody says.
     """
 
-    path: Path
+    path: Path | str
     size: tuple[int, int] | None = None
 
     @property
@@ -78,9 +83,11 @@ class FileLoader:
             ConfigError: it cannot be read.
         """
         try:
-            return self.path.read_bytes()
+            return fetch_bytes(self.path) if isinstance(self.path, str) else self.path.read_bytes()
         except OSError as error:
             raise self._explain(type(error).__name__) from None
+        except ImageError as error:
+            raise self._explain(str(error)) from None
 
     def _explain(self, why: str) -> ConfigError:
         return ConfigError(

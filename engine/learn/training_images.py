@@ -18,7 +18,7 @@ from engine.masks.map_crop import MapCrop
 from engine.masks.rle import decode_rle
 from engine.models.segmenter import Segmenter
 from engine.store.connection import quote_sql
-from engine.triage.people import ANSWERED
+from engine.store.people import ANSWERED
 from schemas.errors import ConfigError
 from schemas.records import TASKS
 

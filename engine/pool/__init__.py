@@ -10,13 +10,14 @@ from engine.pool.decoding import decode_image
 from engine.pool.jpeg import strip_jpeg
 from engine.pool.listing import list_pool
 from engine.pool.readahead import Outcome, prefetch
-from engine.pool.reading import hash_image, read_image, reread_bytes, reread_copy, reread_image
+from engine.pool.reading import fetch_bytes, hash_image, read_image, reread_bytes, reread_copy, reread_image
 from engine.pool.tiles import tile_boxes
 
 __all__ = [
     "Outcome",
     "check_address",
     "decode_image",
+    "fetch_bytes",
     "hash_image",
     "list_pool",
     "prefetch",

@@ -82,6 +82,17 @@ def reread_bytes(uri: str, fingerprint: str, image_id: str) -> bytes:
     return data
 
 
+def fetch_bytes(url: str) -> bytes:
+    """The file at a path or storage URL, of the size that an image of a pool may have.
+
+    Raises:
+        ImageError: it cannot be read.
+        TransientError: the storage failed in passing.
+        ConfigError: the address cannot work, or the storage refuses the credentials.
+    """
+    return _fetch(PoolItem(url, ""), PoolSettings(), None)
+
+
 def hash_image(data: bytes) -> str:
     """The image id of a file: the first 32 hex digits of the SHA-256 of its bytes."""
     return hashlib.sha256(data).hexdigest()[:32]

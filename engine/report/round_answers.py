@@ -13,8 +13,8 @@ import numpy as np
 from engine.evaluate.bootstrap import ALL_TASKS
 from engine.learn.answers import LEARNT_UNTIL, is_kept_out
 from engine.report.round_scope import RoundScope
+from engine.store.people import JUDGED
 from engine.triage.accept_error import bound_share
-from engine.triage.people import JUDGED
 from engine.uncertainty.calibration import measure_reliability
 
 if TYPE_CHECKING:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from engine.pool.address import last_name, redact
 from engine.report.round_scope import RoundScope
-from engine.triage.people import JUDGED
+from engine.store.people import ANSWERED, JUDGED, WAITING
 
 if TYPE_CHECKING:
     from engine.store.snapshot import Snapshot
 
-GROUPS = ("accepted", "people", "others")
-"""Masks that were accepted, that people were asked about, and those neither holds for."""
+GROUPS = ("accepted", "people", "answered", "others")
+"""Masks that were accepted, that are for people, that people have answered for, and those none of this holds for."""
 # Column: (steps to 1, first and last step that is counted; what lies beyond counts there).
 _BINNED = {
     "predicted_iou": (20, 0, 19),
@@ -43,13 +43,20 @@ _ERRORS = """
     SELECT error_kind AS kind, count(*) AS files, min(uri, 3) AS examples, min(error) AS reason FROM images
     WHERE model = $model AND error_kind IS NOT NULL GROUP BY kind ORDER BY files DESC, kind
 """
+# Whoever has answered is not asked any more, whatever was decided before: so does triage count, too.
 _SCORES = """
-    SELECT CASE WHEN d.decision = 'accept' THEN 'accepted'
-                WHEN d.decision = 'people' OR a.mask_id IS NOT NULL THEN 'people' ELSE 'others' END AS of, count(*) AS masks, {histograms}
+    SELECT CASE WHEN a.mask_id IS NOT NULL THEN 'answered' WHEN d.decision = 'accept' THEN 'accepted'
+                WHEN d.decision = 'people' OR w.mask_id IS NOT NULL THEN 'people' ELSE 'others' END AS of, count(*) AS masks, {histograms}
     FROM (FROM masks WHERE model = $model AND replaced_by IS NULL) m
     LEFT JOIN (FROM decisions WHERE model = $model) d USING (mask_id)
-    LEFT JOIN (SELECT unnest(mask_ids) AS mask_id FROM reviews UNION SELECT mask_id FROM labels) a USING (mask_id)
+    LEFT JOIN (SELECT DISTINCT mask_id FROM ({answered})) a USING (mask_id)
+    LEFT JOIN (SELECT DISTINCT mask_id FROM ({waiting})) w USING (mask_id)
     GROUP BY of
+"""
+_SENT = """
+    SELECT coalesce(sum(len(mask_ids)), 0)::BIGINT AS sent, coalesce(sum(len(mask_ids)) FILTER ((queue, item_key) NOT IN
+        (SELECT (queue, item_key) FROM labels WHERE verdict <> 'withdrawn')), 0)::BIGINT AS waiting
+    FROM reviews WHERE state = 'sent'
 """
 _DECISIONS = """
     SELECT decision, count(*) AS masks, count(*) / sum(count(*)) OVER () AS share, sum(gain) AS gain, sum(cost) AS cost,
@@ -116,7 +123,8 @@ class RoundData:
         decisions: `decision`, `masks`, `share`, `gain` and `cost` in seconds, `p_good`.
         repairs: `repair`, `tried`, `held`, mean `change` of predicted IoU, and `change_held`.
         verdicts: `verdict`, `masks` of the round, `so_far`, mean `iou`, `agreement`.
-        people: `answers`, `seconds`, `masks` of the round, the same `_so_far`, `annotators`.
+        people: `answers`, `seconds`, `masks` of the round, the same `_so_far`, `annotators`; masks that were `sent` to any queue, and
+            those of them that are `waiting` for an answer.
         gate: `model`, `previous`, `action`, `reason`, `decided_at`, `images`, `differences`, and those as `rows`, IoU and
             boundary IoU beside each other; None without a verdict.
     """
@@ -161,7 +169,7 @@ def read_round(snapshot: Snapshot, scope: RoundScope) -> RoundData:
         decisions=snapshot.rows(_DECISIONS, decided),
         repairs=snapshot.rows(_REPAIRS, of_model),
         verdicts=snapshot.rows(_VERDICTS, window),
-        people=snapshot.rows(_PEOPLE.format(judged=JUDGED), window)[0],
+        people=snapshot.rows(_PEOPLE.format(judged=JUDGED), window)[0] | snapshot.rows(_SENT, {})[0],
         gate=_read_gate(snapshot.rows(_GATE, {"name": scope.name, **window})),
     )
 
@@ -179,7 +187,8 @@ def _read_scores(snapshot: Snapshot, model: str) -> tuple[dict[str, int], list[S
         f"histogram(greatest({low}, least({high}, floor({column} * {steps})))::INT) FILTER ({column} IS NOT NULL) AS {column}"
         for column, (steps, low, high) in _BINNED.items()
     )
-    rows = {row["of"]: row for row in snapshot.rows(_SCORES.format(histograms=histograms), {"model": model})}
+    sql = _SCORES.format(histograms=histograms, answered=ANSWERED, waiting=WAITING)
+    rows = {row["of"]: row for row in snapshot.rows(sql, {"model": model})}
     scores = []
     for column, (steps, low, high) in _BINNED.items():
         found = {of: dict(rows[of][column] or ()) for of in GROUPS if of in rows}

@@ -124,8 +124,9 @@ def summarise_round(report: RoundReport) -> str:
     sentence = f"{count_things(labelled['images'], 'image')} with {count_things(labelled['masks'], 'mask')}"
     parts = []
     if data.decisions:
-        asked = sum(row["masks"] for row in data.decisions if row["decision"] == "people")
-        parts += [f"{data.accepted:,} accepted", f"{asked:,} for people"]
+        parts += [f"{data.accepted:,} accepted", f"{data.groups.get('people', 0):,} for people"]
+    if people["waiting"]:
+        parts.append(f"{people['waiting']:,} sent and waiting")
     if people["masks_so_far"]:
         parts.append(f"{people['masks_so_far']:,} answered so far")
     sentence += f": {', '.join(parts)}." if parts else "."

@@ -33,7 +33,7 @@ _ROLES = {
     _ORANGE: "orange",
     _PAPER: "paper",
 }
-_GROUPS = {"accepted": _BLUE, "people": _ORANGE, "others": _SECOND}
+_GROUPS = {"accepted": _BLUE, "people": _ORANGE, "answered": _INK, "others": _SECOND}
 _FEW = 10  # masks of a group; so few are no distribution, beside groups with more
 _STYLE = {
     "svg.fonttype": "none",

@@ -15,7 +15,8 @@ import numpy as np
 from engine.review.items import ReviewItem, group_masks
 from engine.review.plans import mark_sent, plan_item, shrink_plan
 from engine.review.queue import ReviewQueue
-from engine.review.selection import answered_keys, load_items, newest_model, open_items
+from engine.review.selection import answered_keys, load_items, open_items
+from engine.store.model_choice import newest_model
 from engine.triage.acquisition import select_masks
 from engine.triage.reading import FreeMasks, read_embeddings, read_free_masks
 from schemas.errors import ImageError

@@ -1,4 +1,4 @@
-"""What a push works on: the model that labelled last, the items that wait, and everything that people are shown of a mask."""
+"""What a push works on: the items that wait, and everything that people are shown of a mask."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from engine.masks.map_crop import MapCrop
 from engine.review.items import ReviewItem, shown_mask
-from schemas.errors import ConfigError, nearest_name
 
 if TYPE_CHECKING:
     from engine.store import Store
 
-_MODELS = "SELECT model FROM images WHERE n_masks > 0 GROUP BY model ORDER BY max(committed_at) DESC"
 _ANSWERED = "SELECT DISTINCT item_key FROM labels WHERE queue = $queue AND verdict <> 'withdrawn'"
 _OPEN = f"""
     SELECT * FROM reviews WHERE queue = $queue AND state <> 'closed' AND item_key NOT IN ({_ANSWERED})
@@ -26,26 +24,6 @@ _MASKS = """
           GROUP BY image_id) i USING (image_id)
     LEFT JOIN (SELECT * FROM maps WHERE model = $model AND list_contains($mask_ids, mask_id)) p USING (mask_id, image_id)
 """
-
-
-def newest_model(store: Store, asked: str | None = None) -> str:
-    """The model that labelled last, name@version.
-
-    Args:
-        asked: name@version of one that labelled, or its name alone.
-
-    Raises:
-        ConfigError: the store has no masks, or none of the model that was asked for.
-    """
-    models = [str(row["model"]) for row in store.query(_MODELS).to_pylist()]
-    if not models:
-        raise ConfigError(
-            f"The store {store.files.label} holds no masks. Make some: gapmap label POOL --store …"
-        )
-    for model in models:
-        if asked in (None, model, model.partition("@")[0]):
-            return model
-    raise ConfigError(f"No masks of {asked!r} are in {store.files.label}. {nearest_name(str(asked), models)}")
 
 
 def open_items(store: Store, queue: str) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from .connection import DamagedStoreError
 from .done import DoneIndex
 from .export import export_coco
-from .query import FORMATS, write_result
+from .results import FORMATS, format_of, write_result
 from .snapshot import Snapshot
 from .store import LostMasksError, Store
 
@@ -15,5 +15,6 @@ __all__ = [
     "Snapshot",
     "Store",
     "export_coco",
+    "format_of",
     "write_result",
 ]

@@ -1,4 +1,4 @@
-"""Masks as a COCO file that pycocotools loads, written row by row."""
+"""Masks as a COCO file that pycocotools loads and that `read_coco` reads back, written row by row."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from schemas.errors import ConfigError, nearest_name
-
 from .connection import quote_sql
-from .files import locate_file
+from .export_masks import join_answers
+from .model_choice import newest_model
 from .query import check_sql, fence, run_sql
+from .whole_file import locate_file
 
 if TYPE_CHECKING:
     from .snapshot import Snapshot
@@ -31,23 +31,26 @@ def export_coco(
 ) -> tuple[int, int]:
     """Write a COCO instances file; returns (number of images, number of annotations).
 
-    One entry in `images` for each content, whether it has masks or not, with the first of its uris as
-    `file_name`; images that failed are left out. Annotations carry the compressed RLE, `bbox` as x, y,
-    width, height in image pixels, `area` in pixels, `score` (sam_score), `uncertainty` and `mask_id`.
-    The only category is "object".
+    One entry in `images` for each content, whether it has masks or not, with the first of its uris as `uri`; images that failed are
+    left out. `file_name` is the path of a local file, relative to the folder of `out` if it lies in there, else absolute; of any other
+    it is the uri. Annotations carry the compressed RLE, `bbox` as x, y, width, height in image pixels, `area` in pixels, `score`
+    (sam_score), `uncertainty`, `mask_id` and `source`: `model`, or `people` for masks that people left as they were, mended or drew; `task`
+    is what they said that it is, where they did. Masks that they took away are left out (see `join_answers`). The only category is "object".
 
     Args:
-        out: path or fsspec URL; the file appears when it is complete.
-        where: SQL condition on the columns of `masks`, such as "uncertainty > 0.2 AND area > 100".
-        model: name@version; needed when the store holds masks of several.
+        out: path or fsspec URL; the file appears when it is complete; its folder has to be there.
+        where: SQL condition on the columns of `masks` and `source`, such as "source = 'people' OR uncertainty < 0.3".
+        model: whose masks, by name or name@version; None for the model that labelled last.
         progress: called with (annotations written, annotations in all).
 
-    Raises ConfigError when the model is unknown or not told, QueryError for a wrong condition.
+    Raises ConfigError when `out` cannot be written, or the store has no masks (of the model), QueryError for a wrong condition.
     """
     folder, target = locate_file(out, storage_options)
+    chosen = newest_model(store, model)
 
     def run(snapshot: Snapshot) -> tuple[int, int]:
-        export = _Export(store, snapshot, _choose_model(snapshot, model), where)
+        near = Path(folder.root) if folder.is_local else None
+        export = _Export(store, snapshot, chosen, where, near)
         folder.publish(target, lambda path: export.write(path, progress))
         return export.n_images, export.n_annotations
 
@@ -57,11 +60,12 @@ def export_coco(
 class _Export:
     """One export from one snapshot: prepares the image numbers, then streams."""
 
-    def __init__(self, store: Store, snapshot: Snapshot, model: str, where: str | None) -> None:
-        self._files, self._snapshot = store.files, snapshot
-        self._masks = f"SELECT * FROM masks WHERE model = {quote_sql(model)} AND replaced_by IS NULL" + (
-            f" AND ({where}\n)" if where else ""
-        )
+    def __init__(
+        self, store: Store, snapshot: Snapshot, model: str, where: str | None, near: Path | None
+    ) -> None:
+        self._files, self._snapshot, self._near = store.files, snapshot, near
+        masks = join_answers(snapshot, model)
+        self._masks = f"SELECT * FROM ({masks})" + (f" WHERE ({where}\n)" if where else "")
         check_sql(snapshot.con, self._masks)
         snapshot.con.execute(
             f"""CREATE TABLE internal.numbered AS
@@ -81,13 +85,14 @@ class _Export:
                 + '],\n"images": ['
             )
             for row in self._rows(
-                "SELECT id, image_id, uri AS file_name, width, height FROM internal.numbered ORDER BY id"
+                "SELECT id, image_id, uri, width, height FROM internal.numbered ORDER BY id"
             ):
+                row["file_name"] = _name_file(row["uri"], self._near)
                 file.write((",\n" if self.n_images else "\n") + json.dumps(row))
                 self.n_images += 1
             file.write('],\n"annotations": [')
             for row in self._rows(
-                f"""SELECT n.id AS number, m.mask_id, m.x0, m.y0, m.x1, m.y1, m.area, m.height, m.width, m.rle, m.sam_score, m.uncertainty
+                f"""SELECT n.id AS number, m.mask_id, m.x0, m.y0, m.x1, m.y1, m.area, m.height, m.width, m.rle, m.sam_score, m.uncertainty, m.source, m.task
                 FROM ({self._masks}) m JOIN internal.numbered n USING (image_id)"""
             ):
                 self.n_annotations += 1
@@ -102,9 +107,16 @@ class _Export:
             progress(self.n_annotations, total)
 
     def _rows(self, sql: str) -> Iterator[dict[str, Any]]:
-        with run_sql(self._files, self._snapshot, sql) as reader:
+        with run_sql(self._files, self._snapshot, sql, made=("source", "task")) as reader:
             for batch in reader:
                 yield from batch.to_pylist()
+
+
+def _name_file(uri: str, near: Path | None) -> str:
+    if not uri.startswith("file://"):
+        return uri
+    path = Path(uri.removeprefix("file://"))
+    return str(path.relative_to(near) if near and path.is_relative_to(near) else path)
 
 
 def _annotation(number: int, row: dict[str, Any]) -> dict[str, Any]:
@@ -119,20 +131,5 @@ def _annotation(number: int, row: dict[str, Any]) -> dict[str, Any]:
         "score": row["sam_score"],
         "uncertainty": row["uncertainty"],
         "mask_id": row["mask_id"],
-    }
-
-
-def _choose_model(snapshot: Snapshot, model: str | None) -> str:
-    known = [
-        name
-        for (name,) in snapshot.con.execute("SELECT DISTINCT model FROM images ORDER BY model").fetchall()
-    ]
-    if model is None:
-        if len(known) != 1:
-            raise ConfigError(
-                f"The store holds masks of {len(known)} models; say which to export. Known: {', '.join(known)}."
-            )
-        return known[0]
-    if model not in known:
-        raise ConfigError(f"No images of model {model!r} in the store. {nearest_name(model, known)}")
-    return model
+        "source": row["source"],
+    } | ({"task": row["task"]} if row["task"] else {})

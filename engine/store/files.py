@@ -49,15 +49,20 @@ class StoredFile:
 
 
 class StoreFiles:
-    """Filesystem and root of a store. Raises ConfigError for an address that cannot work."""
+    """Filesystem and root of a store, or of another place that files are shown in whole: `what` it is called in errors.
 
-    def __init__(self, root: str, storage_options: Mapping[str, Any] | None = None) -> None:
+    Raises ConfigError for an address that cannot work.
+    """
+
+    def __init__(
+        self, root: str, storage_options: Mapping[str, Any] | None = None, what: str = "store"
+    ) -> None:
         import fsspec
         from fsspec.implementations.local import LocalFileSystem
 
         from engine.pool.address import parse_address  # the base is imported without numpy
 
-        self._options = dict(storage_options or {})
+        self._options, self._what = dict(storage_options or {}), what
         self.label = self.redact(str(root))
         if not str(root).strip():
             raise ConfigError(
@@ -69,7 +74,9 @@ class StoreFiles:
                 # Listings that are kept would hide what other writers have committed since.
                 fs, path = fsspec.core.url_to_fs(str(root), **{"use_listings_cache": False, **self._options})
             except (ConfigError, ImportError, ValueError, TypeError) as error:
-                raise ConfigError(f"Cannot open the store {self.label}: {self.redact(str(error))}") from None
+                raise ConfigError(
+                    f"Cannot open the {self._what} {self.label}: {self.redact(str(error))}"
+                ) from None
         self.fs = fs
         self.root = path.rstrip("/")
         self.is_local = isinstance(fs, LocalFileSystem)
@@ -77,7 +84,7 @@ class StoreFiles:
         self._puts_are_atomic = bool(protocols & _OBJECT_STORES)
         if not self.is_local and set(path) & set("*?[]"):
             raise ConfigError(
-                f"The address of a store cannot contain * ? [ ]: {self.label}"
+                f"The address of a {self._what} cannot contain * ? [ ]: {self.label}"
             )  # fsspec would glob it
         if self.is_local and not Path(path).is_absolute():
             self.root = str(Path(path).absolute())
@@ -178,26 +185,28 @@ class StoreFiles:
         name = type(error).__name__
         if isinstance(error, FileNotFoundError):
             return ConfigError(
-                f"Not found in the store {self.label}. Check that the address and the bucket exist. {text}"
+                f"Not found in the {self._what} {self.label}. Check that the address and the bucket exist. {text}"
             )
         if isinstance(error, PermissionError) or "Credential" in name or "TokenRetrieval" in name:
             return ConfigError(
-                f"The store {self.label} refused access. Check the credentials and its permissions. {text}"
+                f"The {self._what} {self.label} refused access. Check the credentials and its permissions. {text}"
             )
         if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS}:
             return ConfigError(
-                f"Cannot write to the store {self.label}. Free space, or choose a place that can be written. {text}"
+                f"Cannot write to the {self._what} {self.label}. Free space, or choose a place that can be written. {text}"
             )
         passing = isinstance(error, (ConnectionError, TimeoutError)) or any(
             part in name
             for part in ("Timeout", "Connection", "ClientOS", "ServerDisconnected", "HTTPClientError")
         )
         if passing or (isinstance(error, OSError) and errno.errorcode.get(error.errno or 0) in _PASSING):
-            return TransientError(f"The store {self.label} did not answer as it should; try again. {text}")
+            return TransientError(
+                f"The {self._what} {self.label} did not answer as it should; try again. {text}"
+            )
         if isinstance(error, OSError) or type(error).__module__.startswith(
             ("botocore", "aiobotocore", "aiohttp")
         ):
-            return ConfigError(f"The store {self.label} cannot be used. {text}")
+            return ConfigError(f"The {self._what} {self.label} cannot be used. {text}")
         return None
 
     def redact(self, text: str) -> str:
@@ -207,13 +216,6 @@ class StoreFiles:
         for secret in sorted(_secrets(self._options), key=len, reverse=True):
             text = text.replace(secret, "***")
         return redact(text)
-
-
-def locate_file(address: str, storage_options: Mapping[str, Any] | None = None) -> tuple[StoreFiles, str]:
-    """The folder of a file that is to be written, and the file's path as `publish` takes it."""
-    parent, slash, name = address.rpartition("/")
-    folder = StoreFiles(parent + slash or ".", storage_options)
-    return folder, f"{folder.root}/{name}"
 
 
 def _secrets(options: Mapping[Any, Any]) -> Iterator[str]:

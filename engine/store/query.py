@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
-from schemas.errors import ConfigError, GapmapError, QueryError, nearest_name
+from schemas.errors import GapmapError, QueryError, nearest_name
 from schemas.tables import TABLES
 
 from .connection import explain_duckdb
-from .files import StoreFiles, locate_file
+from .files import StoreFiles
 from .snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -24,7 +21,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Progress = Callable[[float], None]
-FORMATS = ("table", "csv", "json", "parquet")
 
 _ALLOWED = "Allowed is one SELECT, WITH, FROM, VALUES, DESCRIBE, SHOW, SUMMARIZE or EXPLAIN of such."
 _READING_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
@@ -107,9 +103,17 @@ def fence(snapshot: Snapshot) -> None:
 
 @contextmanager
 def run_sql(
-    files: StoreFiles, snapshot: Snapshot, sql: str, progress: Progress | None = None
+    files: StoreFiles,
+    snapshot: Snapshot,
+    sql: str,
+    progress: Progress | None = None,
+    made: Sequence[str] = (),
 ) -> Iterator[pa.RecordBatchReader]:
-    """Result of a query over a fenced snapshot, in batches. Raises QueryError for what the user can mend."""
+    """Result of a query over a fenced snapshot, in batches. Raises QueryError for what the user can mend.
+
+    Args:
+        made: columns that the statement has beside those of its tables, for who is told of a wrong one.
+    """
     import duckdb
     import pyarrow as pa
 
@@ -119,64 +123,7 @@ def run_sql(
             yield snapshot.con.sql(checked).to_arrow_reader(10_240)
     except (duckdb.Error, pa.ArrowException, OSError) as error:
         # Batches that fail on the way come as Arrow's errors.
-        raise _explain(files, snapshot, error) from None
-
-
-def write_result(
-    result: pa.Table | pa.RecordBatchReader,
-    format: str,
-    out: TextIO | str,
-    storage_options: dict[str, Any] | None = None,
-) -> None:
-    """Write a query's result as `table`, `csv`, `json` (an array, one object a line) or `parquet`.
-
-    Args:
-        out: an open text stream, or the path or fsspec URL of a file, which appears only when complete.
-
-    Raises ConfigError for an unknown format, or for Parquet into a text stream.
-    """
-    import duckdb
-
-    if format not in FORMATS:
-        raise ConfigError(f"No output format {format!r}. {nearest_name(format, FORMATS)}")
-    if format == "parquet" and not isinstance(out, str):
-        raise ConfigError("Parquet is binary: name a file with --out.")
-    con = duckdb.connect()
-    con.execute("SET TimeZone = 'UTC'")
-    con.register("result", result)
-
-    def write(path: Path) -> None:
-        if format == "table":
-            path.write_text(_drawn(con), encoding="utf-8")
-        else:
-            options = {
-                "csv": "FORMAT csv, HEADER",
-                "json": "FORMAT json, ARRAY true",
-                "parquet": "FORMAT parquet, COMPRESSION zstd",
-            }
-            con.execute(
-                f"COPY (FROM result) TO '{str(path).replace(chr(39), chr(39) * 2)}' ({options[format]})"
-            )
-
-    if isinstance(out, str):
-        folder, path = locate_file(out, storage_options)
-        folder.publish(path, write)
-        return
-    with tempfile.TemporaryDirectory(prefix="gapmap-") as temporary:
-        write(Path(temporary) / "result")
-        with (Path(temporary) / "result").open(encoding="utf-8") as text:
-            shutil.copyfileobj(text, out)
-
-
-def _drawn(con: duckdb.DuckDBPyConnection) -> str:
-    """The result as a box of text; long texts and long results are cut, and say so."""
-    import io
-    from contextlib import redirect_stdout
-
-    drawn = io.StringIO()
-    with redirect_stdout(drawn):
-        con.sql("SELECT * FROM result").show(max_width=200, max_rows=200, max_col_width=48)
-    return drawn.getvalue()
+        raise _explain(files, snapshot, error, checked, made) from None
 
 
 def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
@@ -190,7 +137,9 @@ def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
             stack.extend(node)
 
 
-def _explain(files: StoreFiles, snapshot: Snapshot, error: Exception) -> GapmapError:
+def _explain(
+    files: StoreFiles, snapshot: Snapshot, error: Exception, sql: str, made: Sequence[str]
+) -> GapmapError:
     """What to tell for an error of DuckDB: of the store's files, or a QueryError that names what there is."""
     import duckdb
 
@@ -209,9 +158,29 @@ def _explain(files: StoreFiles, snapshot: Snapshot, error: Exception) -> GapmapE
         return QueryError(f"There is no table {table[1]!r} in the store. {nearest_name(table[1], TABLES)}")
     column = re.search(r'Referenced column "([^"]+)" (?:not found|was not found)', text)
     if column:
-        known = {name for schema in TABLES.values() for name in schema.names}
-        return QueryError(f"There is no column {column[1]!r}. {nearest_name(column[1], known)}\n{text}")
+        return QueryError(f"{_explain_column(column[1], sql, made)}\n{text}")
     return QueryError(text)
+
+
+def _explain_column(column: str, sql: str, made: Sequence[str]) -> str:
+    """What there is instead of a column: in the tables of the statement, and the same name in others."""
+    import duckdb
+
+    explain = _EXPLAIN.match(sql)
+    [(tree,)] = (
+        duckdb.connect()
+        .execute("SELECT json_serialize_sql(?)", [sql[explain.end() :] if explain else sql])
+        .fetchall()
+    )
+    asked = {str(node.get("table_name", "")).lower() for node in _nodes(json.loads(tree))}
+    tables = [name for name in TABLES if name in asked]
+    known = {*made, *(name for table in tables for name in TABLES[table].names)}
+    words = f"There is no column {column!r}{' in ' + ', '.join(tables) if tables else ''}."
+    if column in known:
+        return f"There is a column {column!r}, but not where it is asked for."
+    if elsewhere := [table for table, schema in TABLES.items() if column in schema.names]:
+        return f"{words} {', '.join(elsewhere)} {'have' if len(elsewhere) > 1 else 'has'} one."
+    return f"{words} {nearest_name(column, known)}" if known else words
 
 
 @contextmanager

@@ -19,8 +19,9 @@ from .connection import DamagedStoreError, LostFileError, explained, open_connec
 from .done import DoneIndex
 from .files import StoreFiles
 from .layout import PART_SUFFIX, new_attempt, parse_path, table_path
-from .query import Progress, fence, run_sql, write_result
+from .query import Progress, fence, run_sql
 from .records import list_records
+from .results import write_result
 from .snapshot import Snapshot, list_parts
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engine.masks.rle import mask_iou
+from engine.store.people import JUDGED
 from engine.triage.costs import Evidence
 from engine.triage.decisions import REMEDIES
-from engine.triage.people import JUDGED
 
 if TYPE_CHECKING:
     from engine.store import Store

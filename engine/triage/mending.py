@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from engine.pool import reread_copy
+from engine.store.people import ANSWERED, WAITING
 from engine.triage.duplicates import settle_duplicates
-from engine.triage.people import ANSWERED, WAITING
 from engine.triage.repair import Mender
 from engine.triage.shard import MaskShard
 from engine.triage.shard_reader import ShardReader

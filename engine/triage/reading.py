@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engine.generate.pooling import unpack_embeddings
+from engine.store.people import SAME_OBJECT
 from engine.triage.acquisition import FROM_ACCEPTED, FROM_ALL
 from engine.triage.candidates import Candidates, Texts
 from schemas.errors import ConfigError
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
     from engine.store import Store
     from engine.store.snapshot import Snapshot
-
-_SAME_OBJECT = 0.5  # IoU above which a mask is of an object that people have answered for
 
 _ANSWERS = "SELECT * FROM labels WHERE verdict NOT IN ('withdrawn', 'skipped')"
 # What was asked about in this queue, or answered in any.
@@ -182,4 +181,4 @@ def _is_answered(row: Mapping[str, Any], answers: Iterable[Mapping[str, Any]]) -
     if not others:
         return False
     iou = coco.iou([{"size": size, "counts": row["rle"]}], others, [0] * len(others))
-    return bool(np.max(iou) > _SAME_OBJECT)
+    return bool(np.max(iou) > SAME_OBJECT)

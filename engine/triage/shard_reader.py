@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from engine.store.connection import LostFileError, explained, quote_sql
-from engine.triage.people import ANSWERED, WAITING
+from engine.store.people import ANSWERED, WAITING
 from engine.triage.shard import MaskShard
 
 if TYPE_CHECKING:

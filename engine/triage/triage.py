@@ -13,9 +13,9 @@ import pyarrow as pa
 
 from engine.store.connection import explained
 from engine.store.layout import new_attempt
+from engine.store.people import ANSWERED, WAITING
 from engine.triage.costs import Costs
 from engine.triage.decisions import DECISIONS, REMEDIES, Decided, decide_masks
-from engine.triage.people import ANSWERED, WAITING
 from schemas.errors import ConfigError
 
 if TYPE_CHECKING:
