@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from schemas.errors import ConfigError, nearest_name
+
 if TYPE_CHECKING:
     from engine.learn.data import LabelledImage
 
@@ -36,6 +38,9 @@ AutomaticOption = Annotated[
         help="Points of the grid of an image, at most, whose automatic masks take part; 0 for none, which saves a labelling "
         "of each image.",
     ),
+]
+ReplaceOption = Annotated[
+    bool, typer.Option("--replace", help="Write over the file beside the weights, which label uses.")
 ]
 _SCENE_SIZE = 384
 _SEEDS = 5
@@ -71,6 +76,7 @@ def fit_heads(
             help="File to write. Default: NAME.heads.safetensors beside the weights, where label finds it."
         ),
     ] = None,
+    replace: ReplaceOption = False,
     objects: Annotated[int, typer.Option(min=1, help="Objects of an image, at most.")] = 20,
     automatic: AutomaticOption = 64,
     seed: Annotated[
@@ -111,7 +117,6 @@ def fit_heads(
     from engine.store import Store
     from engine.uncertainty.head_files import heads_path, write_heads
     from flows.console import steps_progress
-    from schemas.errors import ConfigError, nearest_name
 
     labelled = read_lessons(data or [], Store(store) if store else None, openable=True)
     if not labelled and not scenes:
@@ -140,11 +145,7 @@ def fit_heads(
             raise ConfigError(f"There is no set {name!r} to calibrate on. {nearest_name(name, learnt)}")
     keep_freed_memory()
     segmenter = load_segmenter(model, device=device)
-    path = out or heads_path(segmenter)
-    if path is None:
-        raise ConfigError("The weights lie at a URL. Say where the heads are to be written: --out FILE")
-    if not path.parent.is_dir():
-        raise ConfigError(f"There is no folder {path.parent}. Make it, or name another --out.")
+    path = choose_output(out, heads_path(segmenter), "--heads", replace=replace)
     second = load_segmenter(larger, device=device) if larger else None
     maker = TargetMaker(segmenter, second, objects=objects, automatic=automatic)
     fitted_to = {digest for images in learnt.values() for digest in _digests(images)}
@@ -194,6 +195,31 @@ def fit_heads(
     )
     path.with_suffix("").with_suffix(".heads.md").write_text(card)
     typer.echo(f"heads: {path}   card: {path.with_suffix('').with_suffix('.heads.md')}")
+
+
+def choose_output(out: Path | None, beside: Path | None, option: str, *, replace: bool) -> Path:
+    """Where what was fitted is to be written: `out`, else the file beside the weights.
+
+    Args:
+        out: asked for.
+        beside: where label looks for it; None for weights at a URL.
+        option: of label, that names another file.
+        replace: write over `beside` where it is there.
+
+    Raises:
+        ConfigError: there is no such place, or a file that every later run would miss.
+    """
+    path = out or beside
+    if path is None:
+        raise ConfigError("The weights lie at a URL. Say where to write: --out FILE")
+    if not path.parent.is_dir():
+        raise ConfigError(f"There is no folder {path.parent}. Make it, or name another --out.")
+    if out is None and path.exists() and not replace:
+        raise ConfigError(
+            f"{path} is there already, and label uses it. Name another file (--out FILE) and give it to label with {option}, "
+            "or write over it: --replace"
+        )
+    return path
 
 
 def _merge(

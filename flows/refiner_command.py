@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.head_commands import AnswersOption, DataOption
+from flows.head_commands import AnswersOption, DataOption, ReplaceOption, choose_output
 
 _SCENE_SIZE = 384
 
@@ -23,6 +23,7 @@ def fit_refiner(
             help="File to write. Default: NAME.refiner.safetensors beside the weights, where label finds it."
         ),
     ] = None,
+    replace: ReplaceOption = False,
     steps: Annotated[int, typer.Option(min=1, help="Updates.")] = 1000,
     images: Annotated[int, typer.Option(min=1, help="Images of an update.")] = 4,
     masks: Annotated[int, typer.Option(min=1, help="Masks of an image in an update, at most.")] = 8,
@@ -66,11 +67,7 @@ def fit_refiner(
         learnt["scenes"] = make_head_scenes(scenes, _SCENE_SIZE, 2)
     keep_freed_memory()
     segmenter = load_segmenter(model, device=device)
-    path = out or refiner_path(segmenter)
-    if path is None:
-        raise ConfigError("The weights lie at a URL. Say where the refiner is to be written: --out FILE")
-    if not path.parent.is_dir():
-        raise ConfigError(f"There is no folder {path.parent}. Make it, or name another --out.")
+    path = choose_output(out, refiner_path(segmenter), "--maps", replace=replace)
     settings = RefinerSettings(steps=steps, images=images, masks=masks, rate=rate, seed=seed)
     checkpoint = path.with_name(path.name + ".checkpoint")
     with steps_progress("fitting the refiner") as progress:
