@@ -162,6 +162,10 @@ def test_label_a_folder_then_again_then_more(
     assert first.returncode == 0, first.stderr
     assert "12 labelled, 0 done before" in first.stderr
     assert "1 truncated" in first.stderr
+    *_, on_bar, in_all = (float(rate) for rate in re.findall(r"([\d.]+) images/s", first.stderr))
+    assert on_bar == pytest.approx(in_all, rel=0.02, abs=0.02), "one speed, by the clock"
+    assert "broken.png: " in first.stderr
+    assert f'WHERE error IS NOT NULL" --store {store}' in first.stderr
     images = Store(store).query("SELECT * FROM images ORDER BY uri")
     assert images.num_rows == 13
     broken = [row for row in images.to_pylist() if row["error"]]
