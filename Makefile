@@ -10,8 +10,8 @@ EVERY_CORE := --numprocesses=auto --dist=loadgroup
 PRETRAIN := $(BIN)/python -m engine.learn.pretrain
 LEARN_FROM := $(if $(DATA),--data $(DATA))
 
-FIT := $(BIN)/gapmap fit-heads --tokens runs/tokens --scenes 150 --calibrate-on scenes $(foreach set,$(DATA),--data $(set))
-REFINE := $(BIN)/gapmap fit-refiner --scenes 300 --rate 6e-4 $(foreach set,$(DATA),--data $(set))
+FIT := $(BIN)/gapmap fit-heads --replace --tokens runs/tokens --scenes 150 --calibrate-on scenes $(foreach set,$(DATA),--data $(set))
+REFINE := $(BIN)/gapmap fit-refiner --replace --scenes 300 --rate 6e-4 $(foreach set,$(DATA),--data $(set))
 JUDGE := $(foreach set,$(wildcard ../shared/data/blood-cells ../shared/data/car-parts ../shared/data/salient),--evaluate-on $(set))
 
 .PHONY: help install demo review test test-fast lint lock weights heads refiners clean

@@ -13,7 +13,7 @@ from engine.evaluate.automatic_masks import judge_automatic
 from engine.evaluate.head_card import render_head_card
 from engine.evaluate.uncertainty import evaluate_uncertainty
 from engine.learn.data import LabelledImage, leave_out_groups, read_sets, split_unknown, spread_evenly
-from engine.learn.fitting_sets import FittingSets, check_fitted_file, read_fitting_sets
+from engine.learn.fitting_sets import FittingSets, choose_output, read_fitting_sets
 from engine.learn.gap_targets import TargetMaker
 from engine.learn.head_fitting import fit_heads
 from engine.learn.perceptron import FitSettings
@@ -42,6 +42,7 @@ def make_heads(
     evaluate_on: Sequence[Path] = (),
     calibrate_on: Sequence[str] = (),
     out: Path | None = None,
+    replace: bool = False,
     device: str | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[Path, Path]:
@@ -58,6 +59,7 @@ def make_heads(
         evaluate_on: more COCO sets for the card, never fitted to.
         calibrate_on: names of the sets that predicted_iou is calibrated on; all, if there are none.
         out: file to write; None for NAME.heads.safetensors beside the weights.
+        replace: write over that where it is there.
         device: see `load_segmenter`.
         progress: called with (what is done, steps done, steps in all).
 
@@ -76,7 +78,7 @@ def make_heads(
         if name not in learnt:
             raise ConfigError(f"There is no set {name!r} to calibrate on. {nearest_name(name, learnt)}")
     segmenter = load_segmenter(model, device=device)
-    path = check_fitted_file(out or heads_path(segmenter))
+    path = choose_output(out, heads_path(segmenter), "--heads", replace=replace)
     second = load_segmenter(larger, device=device) if larger else None
     maker = TargetMaker(segmenter, second, objects=settings.objects, automatic=settings.automatic)
     judged = _choose_judged(sets, others)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.learn.fitting_sets import check_fitted_file, read_fitting_sets
+from engine.learn.fitting_sets import choose_output, read_fitting_sets
 from engine.learn.refiner_fitting import RefinerFit, fit_refiner
 from engine.models.loading import load_segmenter
 from engine.store import Store
@@ -30,6 +30,7 @@ def make_refiner(
     settings: RefinerSettings,
     *,
     out: Path | None = None,
+    replace: bool = False,
     device: str | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> FittedRefiner:
@@ -40,6 +41,7 @@ def make_refiner(
         data, store, scenes: see `read_fitting_sets`.
         settings: how.
         out: file to write; None for NAME.refiner.safetensors beside the weights.
+        replace: write over that where it is there.
         device: see `load_segmenter`.
         progress: called with (what is done, steps done, steps in all).
 
@@ -49,7 +51,7 @@ def make_refiner(
     """
     learnt = read_fitting_sets(data, store, scenes).learnt
     segmenter = load_segmenter(model, device=device)
-    path = check_fitted_file(out or refiner_path(segmenter))
+    path = choose_output(out, refiner_path(segmenter), "--maps", replace=replace)
     checkpoint = path.with_name(path.name + ".checkpoint")
     images = [image for of in learnt.values() for image in of]
     fitted = fit_refiner(segmenter, images, settings, checkpoint=checkpoint, progress=progress)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,14 +26,14 @@ _REMEMBERED = 200_000
 
 @dataclass
 class ShardReport:
-    """What labelling a shard came to. `errors` counts unusable images by kind; `reused` images had their
-    masks in the store already, under another name."""
+    """What labelling a shard came to. `errors` counts unusable images by kind, `failed` names them, each with its
+    reason; `reused` images had their masks in the store already, under another name."""
 
     images: int = 0
     masks: int = 0
     reused: int = 0
     errors: Counter[str] = field(default_factory=Counter)
-    seconds: float = 0.0
+    failed: list[tuple[str, str]] = field(default_factory=list)
 
 
 class _Place(NamedTuple):
@@ -145,7 +144,6 @@ class Pseudolabeller:
         give_up: bool,
         elsewhere: Sequence[PoolItem],
     ) -> ShardReport:
-        began = time.monotonic()
         shard = _Shard()
         try:
             for batch in _batches(prefetch(items, self._pool, give_up=give_up), self._batch_size):
@@ -167,7 +165,6 @@ class Pseudolabeller:
         for image_id, place in shard.known.items():
             if place.attempt is None:
                 self._since[image_id] = _Place(place.n_masks, attempt)
-        report.seconds = time.monotonic() - began
         return report
 
     def _can_read(self, failed: Sequence[PoolItem], elsewhere: Sequence[PoolItem]) -> bool:
@@ -205,6 +202,7 @@ class Pseudolabeller:
         shard.report.masks += counts[1]
         shard.report.reused += len(read) - len(new)
         shard.report.errors.update(error.kind for _, error in failed)
+        shard.report.failed += [(item.uri, str(error)) for item, error in failed]
         return counts
 
     def _find_committed(self, image_ids: Iterable[str]) -> dict[str, _Place]:

@@ -24,6 +24,8 @@ from flows.store_commands import compact, export, query, sheet
 from flows.triage_command import triage
 from schemas.errors import GapmapError
 
+_INTERRUPTED = 130  # what Typer makes of Ctrl-C
+
 app = typer.Typer(
     name="gapmap",
     help="Mask a pool of images with SAM or SAM 2, keep every mask with its scores in Parquet, ask about them in SQL.",
@@ -71,11 +73,11 @@ def main(arguments: list[str] | None = None) -> Any:
         for fault in error.errors():
             name = "--" + "-".join(str(part) for part in fault["loc"]).replace("_", "-")
             typer.secho(f"gapmap: {name}: {fault['msg']} (given: {fault['input']!r})", fg="red", err=True)
-    except KeyboardInterrupt:
-        typer.secho(
-            "gapmap: stopped. What was committed stays; the same command goes on from there.", err=True
-        )
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:
+            text = "gapmap: stopped. What was committed stays; the same command goes on from there."
+            typer.secho(text, err=True)
+        raise
     except Exception as error:
         if _package_that_raised(error) not in ("prefect", "httpx"):
             raise

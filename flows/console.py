@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,9 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from flows.pseudolabel import RunSummary
+
+
+_ERRORS = "SELECT uri, error_kind, error FROM images WHERE error IS NOT NULL"
 
 
 class StepsShown(Protocol):
@@ -90,13 +94,16 @@ class LabelBar:
             table.add_row("copies", f"{summary.reused} images had their masks already, under another name")
         if summary.errors:
             kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(summary.errors.items()))
-            table.add_row(
-                "errors", f"{kinds} (SELECT uri, error_kind, error FROM images WHERE error IS NOT NULL)"
-            )
-        if summary.seconds:
+            table.add_row("errors", kinds)
+        if summary.images:
             table.add_row("time", f"{summary.seconds:.0f} s, {summary.images / summary.seconds:.2f} images/s")
         table.add_row("store", summary.store)
         self._console.print(table)
+        failed = [f"{uri}: {why}" for uri, why in summary.failed]
+        if failed:
+            failed.append(f'gapmap query "{_ERRORS}" --store {shlex.quote(summary.store)}')
+        for line in failed:  # whole, whatever the width: to be pasted
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

@@ -179,7 +179,9 @@ def refit_version(
         settings = RefinerSettings(steps=refiner_steps)
 
         def fit() -> None:
-            made = make_refiner(model, data, answers, scenes, settings, device=device, progress=progress)
+            made = make_refiner(
+                model, data, answers, scenes, settings, replace=True, device=device, progress=progress
+            )
             log.info(
                 "refiner: %s, held-out IoU %.3f to %.3f", made.path, made.fit.iou_before, made.fit.iou_after
             )
@@ -193,6 +195,15 @@ def refit_version(
         return
     tokens = Store(str(weights.parent / "tokens"))
     heads, _ = make_heads(
-        model, larger, data, answers, scenes, tokens, HeadSettings(), device=device, progress=progress
+        model,
+        larger,
+        data,
+        answers,
+        scenes,
+        tokens,
+        HeadSettings(),
+        replace=True,
+        device=device,
+        progress=progress,
     )
     log.info("heads: %s", heads)

@@ -35,6 +35,9 @@ AutomaticOption = Annotated[
         "of each image.",
     ),
 ]
+ReplaceOption = Annotated[
+    bool, typer.Option("--replace", help="Write over the file beside the weights, which label uses.")
+]
 
 
 def fit_heads(
@@ -66,6 +69,7 @@ def fit_heads(
             help="File to write. Default: NAME.heads.safetensors beside the weights, where label finds it."
         ),
     ] = None,
+    replace: ReplaceOption = False,
     objects: Annotated[int, typer.Option(min=1, help="Objects of an image, at most.")] = HeadSettings.objects,
     automatic: AutomaticOption = HeadSettings.automatic,
     seed: Annotated[
@@ -101,6 +105,7 @@ def fit_heads(
             evaluate_on=evaluate_on or (),
             calibrate_on=calibrate_on or (),
             out=out,
+            replace=replace,
             device=device,
             progress=progress,
         )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows.own_prefect import quiet_prefect, tether_server
-from flows.store_commands import StoreOption, absolute_address
+from flows.store_commands import StoreOption, absolute_address, check_writable
+
+if TYPE_CHECKING:
+    from schemas.settings import PoolSettings
 
 
 def label(
@@ -90,18 +94,13 @@ def label(
     Example: gapmap label photos/ --store masks/
     """
     from engine.pool import check_address
+    from schemas.settings import GenerateSettings, PoolSettings
 
     for what, address in (("pool", pool), ("store", store), ("model", model)):
         check_address(address, what)
     for what, asked in (("heads file", heads), ("refiner file", maps)):
         if asked is not None:
             check_address(asked, what)
-    quiet_prefect()
-    tether_server()
-    from flows.console import LabelBar
-    from schemas.settings import GenerateSettings, PoolSettings
-    from tasks.progress import listening
-
     chosen: dict[str, Any] = {
         "points_per_side": points_per_side,
         "points": points,
@@ -114,6 +113,15 @@ def label(
     }
     generate = GenerateSettings(**{key: value for key, value in chosen.items() if value is not None})
     files = PoolSettings(include=tuple(include or ()), exclude=tuple(exclude or ()))
+    heads = heads if heads in (None, "none") else absolute_address(heads)
+    maps = maps if maps in (None, "none", "self") else absolute_address(maps)
+    _check_inputs(absolute_address(pool), files, model, {"heads": heads, "maps": maps})
+    check_writable(absolute_address(store))
+    quiet_prefect()
+    tether_server()
+    from flows.console import LabelBar
+    from tasks.progress import listening
+
     with LabelBar() as bar, listening(bar):
         from flows.pseudolabel import pseudolabel
 
@@ -128,7 +136,21 @@ def label(
             limit=limit,
             device=device,
             retry_errors=retry_errors,
-            heads=heads if heads in (None, "none") else absolute_address(heads),
-            maps=maps if maps in (None, "none", "self") else absolute_address(maps),
+            heads=heads,
+            maps=maps,
         )
     bar.summarise(summary)
+
+
+def _check_inputs(pool: str, files: PoolSettings, model: str, scorers: dict[str, str | None]) -> None:
+    """Find a typing error before Prefect and torch are started, which takes much longer: the flow would find it, too."""
+    from engine.models.loading import check_model
+    from engine.pool import list_pool
+    from schemas.errors import ConfigError
+
+    next(list_pool(pool, files))
+    if not model.startswith("current:"):  # what that stands for the store says
+        check_model(model)
+    for option, asked in scorers.items():
+        if asked not in (None, "none", "self") and "://" not in asked and not Path(asked).is_file():
+            raise ConfigError(f"There is no file {asked}: check the name given with --{option}.")

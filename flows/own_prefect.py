@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from typing import Any
 
@@ -35,7 +36,13 @@ def tether_server() -> None:
 
         def _run_uvicorn_command(self) -> subprocess.Popen[Any]:
             self._dismiss()
-            server = super()._run_uvicorn_command()
+            # Ctrl-C reaches every process of the terminal. The server inherits that it is blocked, so that this one
+            # still has it to tell that the run ended; a server that is gone is asked again for more than a minute.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                server = super()._run_uvicorn_command()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             # The pipe closes with this process, and nobody else can have the server's number before that:
             # the server stays this process's child, and at a regular end the watch is dismissed first.
             self._watch = subprocess.Popen(

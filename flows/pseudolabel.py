@@ -23,12 +23,13 @@ from tasks.progress import RunProgress
 from tasks.results import publish_results
 
 _LISTED_AT_ONCE = 10_000
+_FAILED_TOLD = 3
 _SPREAD = 16  # files that tell whether the pool's storage answers: one round of reading from far away
 
 
 class RunSummary(BaseModel):
-    """What a run did. `errors` counts this run's failed images by kind; `reused` had their masks already
-    (the same bytes under another name)."""
+    """What a run did. `errors` counts this run's failed images by kind, `failed` has the first few with their reasons;
+    `reused` had their masks already (the same bytes under another name); `seconds` it took to label, by the clock."""
 
     model: str
     store: str
@@ -36,6 +37,7 @@ class RunSummary(BaseModel):
     masks: int = 0
     reused: int = 0
     errors: dict[str, int] = {}
+    failed: list[tuple[str, str]] = []
     done_before: int = 0
     seconds: float = 0.0
     shards: int = 0
@@ -145,14 +147,17 @@ def pseudolabel(
     while shard := list(itertools.islice(work, shard_size)):
         report = label_shard(summary.shards, shard, labeller, progress, spread)
         errors.update(report.errors)
+        summary.failed = [*summary.failed, *report.failed][:_FAILED_TOLD]
         summary.shards += 1
         summary.images += report.images
         summary.masks += report.masks
         summary.reused += report.reused
-        summary.seconds += report.seconds
         if summary.shards % 20 == 1:
             progress.publish()
     summary.errors = dict(errors)
+    if summary.images:
+        progress.advance()  # the bar ends with the same speed
+    summary.seconds = progress.seconds
     progress.publish()
     publish_results(target, summary.model_dump())
     return summary

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.head_commands import AnswersOption, DataOption
+from flows.head_commands import AnswersOption, DataOption, ReplaceOption
 from schemas.fitting_settings import RefinerSettings
 
 
@@ -22,6 +22,7 @@ def fit_refiner(
             help="File to write. Default: NAME.refiner.safetensors beside the weights, where label finds it."
         ),
     ] = None,
+    replace: ReplaceOption = False,
     steps: Annotated[int, typer.Option(min=1, help="Updates.")] = RefinerSettings.steps,
     images: Annotated[int, typer.Option(min=1, help="Images of an update.")] = RefinerSettings.images,
     masks: Annotated[
@@ -57,6 +58,7 @@ def fit_refiner(
             scenes,
             settings,
             out=out,
+            replace=replace,
             device=device,
             progress=lambda what, done, total: bar(done, total, what),
         )

@@ -121,7 +121,7 @@ def pull(
     typer.echo(f"{summary.answers} new or changed answers" + (f": {counts}" if counts else ""))
     if summary.strangers:
         typer.secho(
-            f"{summary.strangers} answered tasks were never sent from this store; they are left alone",
+            f"{summary.strangers} tasks among the answers were never sent from this store; they are left alone",
             fg="yellow",
             err=True,
         )

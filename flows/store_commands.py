@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Annotated
 
 import typer
@@ -30,6 +31,27 @@ ModelOption = Annotated[
 def absolute_address(address: str) -> str:
     """A local path made absolute, so that rows name files wherever the next command is run; URLs stay."""
     return address if "://" in address else str(Path(address).expanduser().absolute())
+
+
+def check_writable(store: str) -> None:
+    """Make the folder of a local store, and see whether a file can be written there; URLs are left to who writes.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    from engine.store.files import StoreFiles
+    from schemas.errors import ConfigError
+
+    files = StoreFiles(store)
+    if not files.is_local:
+        return
+    try:
+        Path(files.root).mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=files.root).close()
+    except OSError as error:
+        raise ConfigError(
+            f"The store {files.label} cannot be written ({error}). Name a folder where you may write files."
+        ) from None
 
 
 class _Format(StrEnum):

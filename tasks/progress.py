@@ -81,7 +81,12 @@ class RunProgress:
     @property
     def images_per_second(self) -> float:
         """Since the run began; 0 before the first image."""
-        return self.images / max(time.monotonic() - self._began, 1e-9) if self.images else 0.0
+        return self.images / max(self.seconds, 1e-9) if self.images else 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Since the run knew what it has to do, by the clock."""
+        return time.monotonic() - self._began
 
     def advance(self, images: int = 0, masks: int = 0, errors: int = 0) -> None:
         """Count, and tell whoever listens."""

@@ -36,7 +36,7 @@ def most_uncertain(store: Store, model: str, count: int = 10) -> list[dict[str, 
 @task(name="publish-results", cache_policy=NO_CACHE, persist_result=False)
 def publish_results(store: Store, summary: dict[str, Any]) -> None:
     """Two table artifacts: the run's counts, and the ten most uncertain masks."""
-    counts = {key: value for key, value in summary.items() if key != "errors"}
+    counts = {key: value for key, value in summary.items() if key not in ("errors", "failed")}
     errors = [
         {"what": f"error: {kind}", "value": str(count)} for kind, count in sorted(summary["errors"].items())
     ]

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from flows.console import LabelBar, steps_progress
+from flows.pseudolabel import RunSummary
 
 
 def test_a_run_that_writes_to_a_log_file_says_how_far_it_is(capfd: pytest.CaptureFixture[str]) -> None:
@@ -18,6 +19,29 @@ def test_a_run_that_writes_to_a_log_file_says_how_far_it_is(capfd: pytest.Captur
     assert lines[0] == "2 images are in the store already"
     assert re.match(r"2/8 images, [\d.]+ images/s, 10 masks, 1 errors", lines[1])
     assert re.match(r"8/8 images, [\d.]+ images/s, 40 masks, 4 errors$", lines[4])
+
+
+def test_what_failed_is_told_with_reasons_and_a_line_to_paste(capfd: pytest.CaptureFixture[str]) -> None:
+    failed = [
+        (f"file:///photos/[{i}] of a shoot in the {'very ' * 20}long summer.jpg", "It is empty.")
+        for i in range(3)
+    ]
+    with LabelBar() as bar:
+        bar.summarise(
+            RunSummary(
+                model="sam-nano@0123456789ab",
+                store="/my masks",
+                images=10,
+                errors={"empty": 4},
+                failed=failed,
+                seconds=4.0,
+            )
+        )
+    said = capfd.readouterr().err
+    assert all(f"{uri}: {why}\n" in said for uri, why in failed)
+    query = "SELECT uri, error_kind, error FROM images WHERE error IS NOT NULL"
+    assert f"\ngapmap query \"{query}\" --store '/my masks'\n" in said
+    assert "2.50 images/s" in said
 
 
 def test_other_long_work_does_so_too(capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,10 @@
-"""kill -9 at any moment, start again: the store ends like one that was never disturbed."""
+"""kill -9 at any moment, or Ctrl-C, and start again: the store ends like one that was never disturbed."""
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -77,6 +79,32 @@ def test_ten_kills_leave_the_store_of_an_undisturbed_run(
     run(pool, store, prefect_server)
     for each in (*finished, store):
         assert_equal_stores(each, calm)
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal_ends_at_once_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    """A terminal sends it to the command and to the temporary server of Prefect that it started."""
+    pool, store = tmp_path / "pool", tmp_path / "store"
+    pool.mkdir()
+    for seed in range(IMAGES_IN_POOL):
+        Image.fromarray(make_scene(seed, 96).image).save(pool / f"{seed:03}.png")
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    environment |= {"PREFECT_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command(pool, store), cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )  # fmt: skip
+    wait_for_a_new_file(store / "images", process)
+    began = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 130, said
+    assert time.monotonic() - began < 45
+    assert "stopped. What was committed stays; the same command goes on from there." in said
+    assert "Traceback" not in said
+    done = committed(store)
+    assert 0 < done < IMAGES_IN_POOL
+    run(pool, store, environment)
+    assert committed(store) == IMAGES_IN_POOL
 
 
 def wait_for_a_new_file(store: Path, process: subprocess.Popen[bytes]) -> None:

@@ -86,6 +86,35 @@ def test_a_prefect_server_that_does_not_answer_is_said_in_one_line(small_pool: P
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ({"POOL": "no-such-folder"}, "There is no pool at .*no-such-folder"),
+        ({"--store": "a-file"}, "The store .*a-file cannot be written"),
+        ({"--store": "/proc/nope"}, "The store /proc/nope cannot be written"),
+        ({"--model": "sam-nono"}, "Did you mean 'sam-nano'"),
+        ({"--model": "nowhere/vit.pth"}, "no checkpoint at nowhere/vit.pth"),
+        ({"--heads": "mine.heads"}, "no file .*mine.heads: check the name given with --heads"),
+        ({"--points-per-side": "0"}, "--points-per-side: .*greater than or equal to 1"),
+        ({"--include": "*.tif"}, "No image in the pool"),
+    ],
+)
+def test_a_typing_error_is_told_in_one_line_before_prefect_is_started(
+    small_pool: Path, tmp_path: Path, mistake: dict[str, str], message: str
+) -> None:
+    (tmp_path / "a-file").touch()
+    given = {"POOL": str(small_pool), "--store": "store", **mistake}
+    options = [word for name, value in given.items() if name != "POOL" for word in (name, value)]
+    nobody = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api", "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, "-m", "flows.cli", "label", given["POOL"], *options],
+        cwd=tmp_path, env=nobody, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert re.fullmatch(f"gapmap: .*{message}.*\n", result.stderr)
+    assert not (tmp_path / "store").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("after_s", [0.0, 8.0])
 def test_kill_leaves_no_server_behind(small_pool: Path, tmp_path: Path, after_s: float) -> None:
@@ -133,6 +162,10 @@ def test_label_a_folder_then_again_then_more(
     assert first.returncode == 0, first.stderr
     assert "12 labelled, 0 done before" in first.stderr
     assert "1 truncated" in first.stderr
+    *_, on_bar, in_all = (float(rate) for rate in re.findall(r"([\d.]+) images/s", first.stderr))
+    assert on_bar == pytest.approx(in_all, rel=0.02, abs=0.02), "one speed, by the clock"
+    assert "broken.png: " in first.stderr
+    assert f'WHERE error IS NOT NULL" --store {store}' in first.stderr
     images = Store(store).query("SELECT * FROM images ORDER BY uri")
     assert images.num_rows == 13
     broken = [row for row in images.to_pylist() if row["error"]]

@@ -164,6 +164,10 @@ def test_a_relative_file_of_heads_is_recorded_by_its_whole_path(
     monkeypatch.setattr(flows.label_command, "tether_server", lambda: None)
     monkeypatch.setattr(flows.pseudolabel, "pseudolabel", record)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("photos/1.png", "a.heads", "b/c.refiner"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
     for asked, expected in (
         (["--heads", "a.heads", "--maps", "b/c.refiner"], [tmp_path / "a.heads", tmp_path / "b/c.refiner"]),
         (["--heads", "~/a.heads", "--maps", "self"], [Path.home() / "a.heads", "self"]),

@@ -394,6 +394,24 @@ def test_a_pull_from_a_queue_that_is_not_there_makes_none(label_studio: LabelStu
             pull_answers(store, queue)
 
 
+def test_a_pull_from_a_folder_that_nothing_was_pushed_to_says_so(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("mistyped", "empty"):
+        with pytest.raises(ConfigError, match=f"no queue in .*{name}. Push to it first"):
+            pull_answers(store, FolderSide(tmp_path / name).queue)
+
+
+def test_answers_that_are_no_export_of_the_queue_are_counted(store: Store, pool: Any, tmp_path: Path) -> None:
+    side = FolderSide(tmp_path / "queue")
+    push_masks(store, side.queue, 20)
+    task = side.tasks()[0]
+    side.answer(task, shown(task))
+    for name, wrong in (("a", {"a": 1}), ("b", [{"data": {"image": "x.png"}, "annotations": []}, 7])):
+        (tmp_path / "queue" / "answers" / f"{name}.json").write_text(json.dumps(wrong))
+    report = pull_answers(store, side.queue)
+    assert (report.answers, report.strangers) == (1, 3)
+
+
 def test_a_push_that_was_killed_while_it_wrote_a_task_leaves_a_queue_that_is_pushed_to_and_pulled_from(
     store: Store, pool: Any, tmp_path: Path
 ) -> None:

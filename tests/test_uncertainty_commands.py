@@ -109,3 +109,21 @@ def test_what_cannot_work_says_what_to_do(arguments: list[str], said: str) -> No
     assert result.returncode == 1
     assert said in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(("what", "of_label"), [("heads", "--heads"), ("refiner", "--maps")])
+def test_what_label_uses_is_not_written_over_unless_asked(tmp_path: Path, what: str, of_label: str) -> None:
+    weights, present = tmp_path / "own.safetensors", tmp_path / f"own.{what}.safetensors"
+    weights.write_bytes((ROOT / "weights" / "sam-nano.safetensors").read_bytes())
+    present.write_bytes(b"fitted before")
+    words = [f"fit-{what}", "--model", weights, "--scenes", 1]
+    few = (
+        ["--tokens", tmp_path / "tokens", "--objects", 1, "--automatic", 0]
+        if what == "heads"
+        else ["--steps", 1]
+    )
+    result = gapmap(*words, *few)
+    assert result.returncode == 1
+    assert f"{present} is there already, and label uses it." in result.stderr
+    assert all(word in result.stderr for word in ("--out FILE", of_label, "--replace"))
+    assert present.read_bytes() == b"fitted before"

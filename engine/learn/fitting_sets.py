@@ -63,14 +63,26 @@ def read_fitting_sets(data: Sequence[Path], store: Store | None, scenes: int) ->
     return FittingSets(labelled, learnt)
 
 
-def check_fitted_file(path: Path | None) -> Path:
-    """Where what is fitted is to be written.
+def choose_output(out: Path | None, beside: Path | None, option: str, *, replace: bool) -> Path:
+    """Where what is fitted is to be written: `out`, else the file beside the weights.
+
+    Args:
+        out: asked for.
+        beside: where label looks for it; None for weights at a URL.
+        option: of label, that names another file.
+        replace: write over `beside` where it is there.
 
     Raises:
-        ConfigError: nobody says, or there is no such folder.
+        ConfigError: there is no such place, or a file that every later run would miss.
     """
+    path = out or beside
     if path is None:
         raise ConfigError("The weights lie at a URL. Say where the file is to be written: --out FILE")
     if not path.parent.is_dir():
         raise ConfigError(f"There is no folder {path.parent}. Make it, or name another --out.")
+    if out is None and path.exists() and not replace:
+        raise ConfigError(
+            f"{path} is there already, and label uses it. Name another file (--out FILE) and give it to label with {option}, "
+            "or write over it: --replace"
+        )
     return path

@@ -84,21 +84,36 @@ def name_model(name_or_path: str | Path) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", Path(asked).stem).strip("-.") or "model"
 
 
-def _find_weights(asked: str, entry: ModelEntry | None, progress: Progress) -> Path:
+def check_model(name_or_path: str | Path) -> None:
+    """Whether there is such a model, as far as that shows without reading or fetching it.
+
+    Raises:
+        ConfigError: an unknown name.
+        CheckpointError: a file on this machine is missing.
+    """
+    asked = str(name_or_path)
+    entry = MODELS.get(asked)
     if entry is None:
         if not _is_address(asked):
             raise ConfigError(
                 f"There is no model {asked!r}. {nearest_name(asked, MODELS)} Or give the path or URL of a "
                 "checkpoint (.safetensors, .pt, .pth)."
             )
+        if "://" not in asked:
+            download.local_copy(asked)
+    elif entry.kind == "shipped" and not entry.path.is_file():
+        raise CheckpointError(
+            f"{entry.path} is missing. It comes with gapmap: restore it, or train it anew with: make weights"
+        )
+
+
+def _find_weights(asked: str, entry: ModelEntry | None, progress: Progress) -> Path:
+    check_model(asked)
+    if entry is None:
         return download.local_copy(asked, progress=progress)
     if entry.kind == "official":
         return download.fetch(
             entry.url, entry.path, size_bytes=entry.size_bytes, sha256=entry.sha256, progress=progress
-        )
-    if not entry.path.is_file():
-        raise CheckpointError(
-            f"{entry.path} is missing. It comes with gapmap: restore it, or train it anew with: make weights"
         )
     return entry.path
 

@@ -69,15 +69,22 @@ class FolderQueue:
         self._write(item)
 
     def answers(self, since: datetime | None, known: frozenset[str]) -> Iterator[list[AnsweredTask]]:
+        if not any((self._folder / name).exists() for name in ("tasks", "tasks.json")):
+            raise ConfigError(
+                f"There is no queue in {self._folder}. Push to it first, or name another: --queue"
+            )
         # Every export is read each time: one that is put here today may bear last week's date.
         found: dict[str, AnsweredTask] = {}
+        strangers: list[AnsweredTask] = []
         for path in _list_json(self._folder / "answers"):
             changed = datetime.fromtimestamp(path.stat().st_mtime, UTC)
             for key, answers in _read_export(path):
+                if not key:
+                    strangers.append(AnsweredTask("", "", changed, []))
                 # Of several exports that hold a task the one written last is right.
-                if key not in found or changed >= found[key].changed_at:
+                elif key not in found or changed >= found[key].changed_at:
                     found[key] = AnsweredTask(key, key, changed, answers)
-        tasks = sorted(found.values(), key=lambda task: task.changed_at)
+        tasks = sorted([*found.values(), *strangers], key=lambda task: task.changed_at)
         for start in range(0, len(tasks), _AT_ONCE):
             yield tasks[start : start + _AT_ONCE]
 
@@ -117,7 +124,7 @@ def _read_score(path: Path) -> float:
 
 
 def _read_export(path: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """(item_key, annotations) of each task of an export that is one of ours."""
+    """(item_key, annotations) of each answered task of an export; the key is empty for what is no task of a queue."""
     try:
         tasks = json.loads(path.read_text())
     except (ValueError, OSError) as error:
@@ -127,7 +134,9 @@ def _read_export(path: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     for task in tasks if isinstance(tasks, list) else [tasks]:
         data = task.get("data") if isinstance(task, dict) else None
         key = data.get("item_key") if isinstance(data, dict) else None
-        if isinstance(key, str) and isinstance(task.get("annotations"), list):
+        if not isinstance(key, str):
+            yield "", []
+        elif isinstance(task.get("annotations"), list):
             if odd := [answer for answer in task["annotations"] if not isinstance(answer, dict)]:
                 raise ConfigError(
                     f"{path} holds an answer that Label Studio does not write: {str(odd[0])[:100]!r}. Export it again, or take it away."

@@ -42,7 +42,7 @@ class PullReport:
         queue: where.
         answers: answers that are new or changed.
         verdicts: how many rows of each.
-        strangers: tasks that bear a key which this store never sent.
+        strangers: tasks that bear a key which this store never sent, or none.
     """
 
     queue: str
