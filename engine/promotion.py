@@ -40,7 +40,7 @@ def find_current(store: Store, name: str) -> ModelInUse:
     if name in MODELS:
         return ModelInUse("", name)
     raise ConfigError(
-        f"No version of {name} was promoted in {store.files.label}. Promote one: gapmap promote WEIGHTS --store …"
+        f"No version of {name} was promoted in {store.files.label}. Promote one: gapmap models promote WEIGHTS --store …"
     )
 
 

@@ -72,6 +72,8 @@ def main(arguments: list[str] | None = None) -> Any:
     except ValidationError as error:
         for fault in error.errors():
             name = "--" + "-".join(str(part) for part in fault["loc"]).replace("_", "-")
+            if len(fault["loc"]) == 1 and name.endswith("-s"):  # the option spells it out
+                name += "econds"
             typer.secho(f"gapmap: {name}: {fault['msg']} (given: {fault['input']!r})", fg="red", err=True)
     except SystemExit as end:
         if end.code == _INTERRUPTED:

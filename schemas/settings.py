@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+_LEAST_TILE = 64  # pixels
 
 
 class _Settings(BaseModel):
@@ -46,9 +48,20 @@ class GenerateSettings(_Settings):
         0, ge=0, description="holes and islands smaller than this are removed, pixels"
     )
     tile_size: int = Field(
-        0, ge=0, description="images with a longer side are cut into overlapping tiles, pixels; 0 = never"
+        0,
+        ge=0,
+        description="images with a longer side are cut into overlapping tiles, pixels; 0 = never, else at least 64",
     )
     tile_overlap: float = Field(0.25, ge=0, lt=0.5, description="overlap of neighbouring tiles, of tile_size")
+
+    @field_validator("tile_size")
+    @classmethod
+    def _bound_tiles(cls, tile_size: int) -> int:
+        if 0 < tile_size < _LEAST_TILE:
+            raise ValueError(
+                f"write 0 for no tiles, or {_LEAST_TILE} or more: each tile is a whole run of the model"
+            )
+        return tile_size
 
     def canonical(self) -> str:
         """JSON with sorted keys: equal settings give equal text.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +67,8 @@ def draw_mask_picture(store: Store, mask_id: str, out: Path | None = None) -> Pa
 def _find_mask(store: Store, mask_id: str) -> dict[str, Any]:
     if not re.fullmatch("[0-9a-f]{1,32}", mask_id):
         raise ConfigError(
-            f'{mask_id!r} is no mask_id: those are hex digits. Look some up: gapmap query "FROM masks"'
+            f"{mask_id!r} is no mask_id: those are hex digits. Look some up: "
+            f'gapmap query "FROM masks" --store {shlex.quote(store.files.label)}'
         )
     found = store.query(_MASK.format(mask_id=mask_id)).to_pylist()
     if not found:

@@ -89,7 +89,7 @@ class Selection:
             kind = _ARCHIVE_NAMES[archive]
             hint = f" To read inside a .{archive} file write {kind}://::PATH_OF_THE_ARCHIVE."
         elif self.left and not self.settings.include:
-            hint = ' For images under other names set include, for example include=["*"].'
+            hint = " For images under other names say so: --include '*'"
         return f"Looked for {sought}; {seen}.{hint}"
 
     def _wants(self, below: str, name: str) -> bool:
