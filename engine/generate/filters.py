@@ -119,11 +119,11 @@ def _find_siblings(segmenter: Segmenter, view: View, outputs: Outputs, prompt_N:
 def suppress(rows_N: np.ndarray, scores_N: np.ndarray, iou_threshold: float) -> np.ndarray:
     """Positions that are left when of two boxes that overlap more than this the lower score goes, best first."""
     boxes_N4 = _inclusive(rows_N)
-    # Nothing is left so of a box one pixel wide or high, which then overlaps with none: these are compared whole, apart.
-    thin_N = (boxes_N4[:, 2:] <= boxes_N4[:, :2]).any(axis=1)
-    boxes_N4[thin_N] = rows_N["box"][thin_N]
+    # Nothing is left so of a box of one pixel, which then overlaps with none: these are compared whole, apart.
+    dot_N = (boxes_N4[:, 2:] <= boxes_N4[:, :2]).all(axis=1)
+    boxes_N4[dot_N] = rows_N["box"][dot_N]
     scores = torch.from_numpy(scores_N.astype(np.float32))
-    kinds = torch.from_numpy(thin_N).long()
+    kinds = torch.from_numpy(dot_N).long()
     return batched_nms(torch.from_numpy(boxes_N4).float(), scores, kinds, iou_threshold).numpy()
 
 
