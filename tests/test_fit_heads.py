@@ -258,6 +258,7 @@ def test_a_copied_set_is_known_again_and_an_image_may_be_in_two_sets(nano: Segme
     assert [(both.data_N == name).sum() for name in sets] == [len(first)] * 2
     with (tmp_path / "second" / sets["second"][0].name).open("ab") as file:
         file.write(b"changed")
+    sets = {name: read_coco(tmp_path / name) for name in ("first", "second")}
     collect_tokens(store, sets, nano, maker, lambda *done: asked.append(done))
     assert len(asked) == 1, "only what changed is asked anew"
     for given in ({"first": sets["first"]}, {"second": sets["second"]}, sets):

@@ -16,7 +16,7 @@ Heads of `{model}`: why is it unsure of a mask (`model_gap`, `prompt_gap`, `task
 |---|---|
 | heads | {heads} |
 | size | {parameters:.2f} M parameters, {kilobytes:.0f} kB; {members} perceptrons whose answers are averaged |
-| reads | {reads} |
+| reads | IoU token, mask token ({pairing}), {features} features of the mask; every second perceptron the features alone |
 | version | `{version}` (first digits of the file's SHA-256) |
 
 ## Fitted to
@@ -76,10 +76,8 @@ def render_head_card(
         parameters=sum(weight.numel() + bias.numel() for weight, bias in heads.weights) / 1e6,
         kilobytes=file_bytes / 1e3,
         members=len(heads.weights[0][0]),
-        reads=", ".join(
-            ([f"IoU token, mask token (its {heads.pairing})"] if heads.reads_tokens else [])
-            + [f"{heads.features} features of the mask"] * bool(heads.features)
-        ),
+        pairing=f"its {heads.pairing}",
+        features=heads.features,
         version=heads.version,
         fitted="\n".join(
             f"- {name}: {of['images']} images ({of['groups']} groups), {of['prompts']} prompts"

@@ -60,7 +60,8 @@ def fit_heads(
         larger: `name@version` of the larger model; empty where there is none.
         calibrate_on: sets whose held-out groups calibrate `predicted_iou`; all sets if none is named. Automatic masks
             are what it is calibrated on where there are 100 of them, else single prompts.
-        shown: inputs that are shown, bool_I, the others are zero (for ablations); None for all features and no token.
+        shown: inputs that are shown, bool_I (for ablations); None shows all to every second perceptron, and features alone to
+            the others, which do better on kinds of images that nothing was fitted to.
         progress: called with (epochs done, epochs in all).
 
     Raises:
@@ -71,13 +72,11 @@ def fit_heads(
     targets_NMK = make_targets(samples, names)
     scale_K = torch.tensor([2.0 if name in GAPS else 1.0 for name in names])
     offset_K = torch.tensor([1.0 if name in GAPS else 0.0 for name in names])
-    inputs_NMI = samples.inputs_NMI if shown is not None else samples.inputs_NMI[..., -len(FEATURES) :]
+    inputs_NMI = samples.inputs_NMI
     # What was not kept of an automatic prompt has no features to count.
     known_XI = inputs_NMI[fit_N[:, None] & np.isfinite(samples.iou_nearest_NM)]
     mean_I, std_I = known_XI.mean(0), known_XI.std(0)
     std_I = np.maximum(std_I, 1e-3)
-    if shown is not None:
-        std_I = np.where(shown, std_I, 1e6)
     inputs_XI, targets_XK, weights_XK = (
         torch.from_numpy(values.reshape(-1, values.shape[-1]).astype(np.float32))
         for values in (
@@ -95,7 +94,12 @@ def fit_heads(
             if progress
             else None
         )
-        members.append(fit_perceptron(data, scale_K, offset_K, settings, settings.seed * 100 + member, tell))
+        seen_I = _seen_by(member, inputs_XI.shape[1]) if shown is None else torch.from_numpy(shown)
+        seen = replace(data, inputs_XI=inputs_XI * seen_I)
+        layers = fit_perceptron(seen, scale_K, offset_K, settings, settings.seed * 100 + member, tell)
+        with torch.no_grad():
+            layers[0].weight *= seen_I
+        members.append(layers)
     heads = HeadSet(
         names,
         stack_members(members, mean_I, std_I),
@@ -130,6 +134,12 @@ def fit_heads(
         )
     knots_2Q = torch.from_numpy(fit_knots(values_NMK[masks_NM, iou], targets_NMK[masks_NM, iou]))
     return Fit(replace(heads, knots_2Q=knots_2Q), r2, (int(masks_NM.sum()), kind))
+
+
+def _seen_by(member: int, inputs: int) -> torch.Tensor:
+    """Which inputs a perceptron is shown, bool_I."""
+    tokens = inputs - len(FEATURES)
+    return torch.arange(inputs) >= (0 if member % 2 else tokens)
 
 
 def make_targets(samples: Samples, names: tuple[str, ...]) -> np.ndarray:

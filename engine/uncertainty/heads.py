@@ -2,8 +2,8 @@
 
 UncertainSAM (Kaiser et al., ICML 2025): small perceptrons that regress, for each mask, what a larger
 model, a better prompt or another of the three outputs would gain in IoU, and the IoU itself. All heads of
-a set are evaluated in one batched product a layer, on the device of the tokens. Heads of our own read the features
-of `engine.uncertainty.features` in place of the tokens, which say what kind of image it is and mislead on others.
+a set are evaluated in one batched product a layer, on the device of the tokens. Beside the tokens, heads
+of our own read the features of `engine.uncertainty.features`.
 
 Shape suffixes: K heads, N prompts or masks, M multimask outputs (3), C channels of a token (256), S stacked
 perceptrons, X rows, I and O channels into and out of a layer, Q knots.
@@ -53,7 +53,7 @@ class HeadSet:
         scale_K, offset_K: a head's value is sigmoid * scale - offset.
         pairing: which mask token goes with which mask.
         model_id: `name@version` of the model whose tokens they read; empty where that is not known.
-        features: how many features are read, behind the two tokens or alone (`reads_tokens`); 0 for none.
+        features: how many features are read behind the two tokens; 0 for none.
         knots_2Q: raw `iou` and what it means, both ascending: the calibration of `predicted_iou`; None for none.
         larger: `name@version` of the model that `model_gap` and `iou_larger` speak of; empty where there is none.
         version: first 12 hex digits of the SHA-256 of the file; empty for a set that is no file yet.
@@ -70,11 +70,6 @@ class HeadSet:
     larger: str = ""
     version: str = ""
 
-    @property
-    def reads_tokens(self) -> bool:
-        """Whether the first layer takes both tokens, or features alone."""
-        return self.weights[0][0].shape[2] > self.features
-
     def score(self, iou_token_NC: torch.Tensor, mask_tokens_N4C: torch.Tensor) -> torch.Tensor:
         """What each head says of each multimask output from tokens alone, value_KNM, fp32, on the tokens' device."""
         first = 1 if self.pairing is Pairing.own else 0
@@ -89,13 +84,9 @@ class HeadSet:
         Returns:
             Those of `GAPS` that the set has (-1..1) and `predicted_iou` (0..1, calibrated) where it has `iou`.
         """
-        parts = []
-        if self.reads_tokens:
-            tokens, first = evidence.siblings, 1 if self.pairing is Pairing.own else 0
-            place_N11 = (evidence.output_N + first)[:, None, None].expand(
-                -1, 1, tokens.mask_tokens_N4C.shape[2]
-            )
-            parts = [tokens.iou_token_NC, tokens.mask_tokens_N4C.gather(1, place_N11)[:, 0]]
+        tokens, first = evidence.siblings, 1 if self.pairing is Pairing.own else 0
+        place_N11 = (evidence.output_N + first)[:, None, None].expand(-1, 1, tokens.mask_tokens_N4C.shape[2])
+        parts = [tokens.iou_token_NC, tokens.mask_tokens_N4C.gather(1, place_N11)[:, 0]]
         if self.features:
             parts.append(describe_masks(evidence)[:, : self.features])
         values = dict(zip(self.names, self.read(torch.cat(parts, 1)), strict=True))
@@ -105,13 +96,13 @@ class HeadSet:
         return columns
 
     def read_samples(self, inputs_XI: torch.Tensor) -> torch.Tensor:
-        """What each head says of rows of IoU token, mask token and all `FEATURES`, value_KX: of what of it the set reads."""
+        """What each head says of rows of IoU token, mask token and all `FEATURES`, value_KX; of the features it takes those it reads."""
         tokens = inputs_XI.shape[1] - len(FEATURES)
-        return self.read(inputs_XI[:, 0 if self.reads_tokens else tokens : tokens + self.features])
+        return self.read(inputs_XI[:, : tokens + self.features])
 
     @torch.inference_mode()
     def read(self, inputs_XI: torch.Tensor) -> torch.Tensor:
-        """What each head says of rows of what the set reads, value_KX."""
+        """What each head says of rows of IoU token, mask token and as many features as the set reads, value_KX."""
         x_SXI = inputs_XI.float().expand(len(self.weights[0][0]), -1, -1)
         with torch.autocast(x_SXI.device.type, enabled=False):
             for index, (weight_SOI, bias_SO) in enumerate(self.weights):
