@@ -129,8 +129,10 @@ def test_one_command_fine_tunes_in_several_ways_and_goes_on_where_it_was(tmp_pat
     by_name = {row["variant"]: row for row in report["variants"]}
     assert by_name["sum"] == {row["variant"]: row for row in json.loads(first.stdout)["variants"]}["sum"]
     assert set(by_name["sum"]["sets"]) == {"labelled", "unseen"}
-    ious = [row["points"]["1"]["miou"] for row in report["variants"]]
-    assert len(np.unique(ious)) > 3, "the ways differ"
+    # What two updates learn may be no better than the model as it was, whose weights are kept then.
+    looks = [json.loads(path.read_text())["history"] for path in folder.glob("*.json")]
+    losses = [look[-1]["loss"] for look in looks if look]
+    assert len(set(losses)) == len(losses) == len(several) - 1, "the ways differ"
     assert (tmp_path / "ablation.png").stat().st_size > 10_000
     table = gapmap(*asked, "--variants", "sum,redrawn")
     assert "refiner's masks as labels" in table.stdout
