@@ -133,13 +133,14 @@ def test_a_round_waits_goes_on_after_every_kill_does_nothing_twice_and_the_next_
     assert "0 masks were answered since the last fine-tuning; 10 have to be" in begun
     assert "The same command goes on" in begun
     assert command.rows() == [(step, "done") for step in STEPS[:3]]
-    assert fetch(command.store, "SELECT sum(len(mask_ids)) FROM reviews") == [(12,)]
+    sent = fetch(command.store, "SELECT sum(len(mask_ids)) FROM reviews")
+    assert 10 <= sent[0][0] <= 12, "what is like another is not asked about"
 
     truth |= write_scenes(tmp_path / "pool", range(704, 706))
     still = command.run()
     assert "0 masks were answered" in still
     assert command.rows() == [(step, "done") for step in STEPS[:3]]
-    assert fetch(command.store, "SELECT sum(len(mask_ids)) FROM reviews") == [(12,)], "nothing is asked twice"
+    assert fetch(command.store, "SELECT sum(len(mask_ids)) FROM reviews") == sent, "nothing is asked twice"
     assert fetch(command.store, "SELECT count(*) FROM images") == [(6,)], (
         "what is new in the pool is labelled"
     )
