@@ -91,7 +91,8 @@ def test_ctrl_c_in_a_terminal_ends_at_once_and_the_same_command_goes_on(tmp_path
     environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     environment |= {"PREFECT_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        command(pool, store), cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command(pool, store), cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=hear_ctrl_c,
     )  # fmt: skip
     wait_for_a_new_file(store / "images", process)
     began = time.monotonic()
@@ -105,6 +106,11 @@ def test_ctrl_c_in_a_terminal_ends_at_once_and_the_same_command_goes_on(tmp_path
     assert 0 < done < IMAGES_IN_POOL
     run(pool, store, environment)
     assert committed(store) == IMAGES_IN_POOL
+
+
+def hear_ctrl_c() -> None:
+    """As in a terminal: what is started in the background, as tests may be, ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for_a_new_file(store: Path, process: subprocess.Popen[bytes]) -> None:
