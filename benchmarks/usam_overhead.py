@@ -29,7 +29,7 @@ import torch
 from generate import ROOT, read_images, write_report
 
 from engine.evaluate.monte_carlo import augment
-from engine.generate import filters
+from engine.generate import drawing, filters
 from engine.generate.generator import generate_masks
 from engine.generate.records import ImageMasks
 from engine.mask_maker import MaskMaker
@@ -122,7 +122,7 @@ def tabulate(
     """Processor seconds an image of each way to know how unsure masks are, on top of the masks alone."""
     rows: dict[str, list[float]] = {}
     for image in images:
-        with timing(filters, "mean_entropy") as entropy:
+        with timing(drawing, "mean_entropy") as entropy:
             plain, [masks] = _clock(lambda image=image: generate_masks(segmenter, [image], settings))
         with timing(heads_of(heads), "score_masks") as scoring, timing(filters, "_find_siblings") as looking:
             _clock(lambda image=image: generate_masks(segmenter, [image], settings, scorer=SCORER))
