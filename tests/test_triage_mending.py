@@ -283,6 +283,16 @@ class Interrupted(Useless):
         return super().mend(pixels_HW3, parents, dense=dense)
 
 
+def begin_pass(
+    labelled: Path, nano: Segmenter, menders: dict[str, Mender], tmp_path: Path
+) -> tuple[Store, list[str], dict[str, Any]]:
+    """A store of its own, the images of it that are to be mended, and menders that mend nothing."""
+    store = copy_store(labelled, tmp_path)
+    triage_masks(store, nano.model_id, EAGER, tuple(menders))
+    useless = {name: Useless(of) for name, of in menders.items()}
+    return store, find_pending(store, nano.model_id, list(menders)), useless
+
+
 def test_a_long_pass_opens_the_store_once_and_not_for_every_shard(
     labelled: Path,
     nano: Segmenter,
@@ -290,10 +300,7 @@ def test_a_long_pass_opens_the_store_once_and_not_for_every_shard(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    store = copy_store(labelled, tmp_path)
-    triage_masks(store, nano.model_id, EAGER, tuple(menders))
-    pending = find_pending(store, nano.model_id, list(menders))
-    useless = {name: Useless(of) for name, of in menders.items()}
+    store, pending, useless = begin_pass(labelled, nano, menders, tmp_path)
     opened = []
 
     def open_snapshot() -> Snapshot:
@@ -303,20 +310,17 @@ def test_a_long_pass_opens_the_store_once_and_not_for_every_shard(
     monkeypatch.setattr(store, "open_snapshot", open_snapshot)
     with ShardReader(store, nano.model_id, pending, list(menders)) as reader:
         for image_id in pending:
-            assert mend_images(reader, [image_id], useless).tried  # type: ignore[arg-type]
+            assert mend_images(reader, [image_id], useless).tried
     assert (len(pending), len(opened)) == (3, 1)
 
 
 def test_a_pass_goes_on_when_its_files_were_merged_and_swept(
     labelled: Path, nano: Segmenter, menders: dict[str, Mender], tmp_path: Path
 ) -> None:
-    store = copy_store(labelled, tmp_path)
-    triage_masks(store, nano.model_id, EAGER, tuple(menders))
-    pending = find_pending(store, nano.model_id, list(menders))
-    useless = {name: Useless(of) for name, of in menders.items()}
+    store, pending, useless = begin_pass(labelled, nano, menders, tmp_path)
     with ShardReader(store, nano.model_id, pending, list(menders)) as reader:
         for image_id in pending:
-            assert mend_images(reader, [image_id], useless).tried  # type: ignore[arg-type]
+            assert mend_images(reader, [image_id], useless).tried
             store.compact()
             store.sweep(grace=timedelta(0))
     assert not find_pending(store, nano.model_id, list(menders))
@@ -329,10 +333,7 @@ def test_a_shard_that_failed_in_passing_is_read_whole_the_next_time(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    store = copy_store(labelled, tmp_path)
-    triage_masks(store, nano.model_id, EAGER, tuple(menders))
-    pending = find_pending(store, nano.model_id, list(menders))
-    useless = {name: Useless(of) for name, of in menders.items()}
+    store, pending, useless = begin_pass(labelled, nano, menders, tmp_path)
     plain, failed = Snapshot.rows, []
 
     def rows(self: Snapshot, sql: str, parameters: dict[str, Any]) -> list[dict[str, Any]]:
