@@ -3,9 +3,9 @@
     python benchmarks/usam_overhead.py --model sam-nano sam2-mini --data ../shared/data/nuclei/pool ../shared/data/everyday
 
 Two things, both in one process:
-- Paired runs of labelling (read, mask, score, commit) with and without heads, turn by turn, who goes first
+- Paired runs of labelling (read, mask, map, score, commit) with and without heads, turn by turn, who goes first
   alternating; the overhead is the median over turns, in processor time and by the clock. The masks of both are
-  compared: they must be the same.
+  compared: they must be the same. Twice: with uncertainty maps, as `gapmap label` does by default, and with --maps none.
 - Seconds an image of masks alone, + entropy, + 5 image augmentations (the image masked again five times), + 8 prompts
   (each mask kept asked for again with 8 points), + heads.
 Writes a dated JSON file to benchmarks/results.
@@ -42,6 +42,8 @@ from engine.pseudolabel import Pseudolabeller
 from engine.store import Store
 from engine.uncertainty.head_files import find_heads
 from engine.uncertainty.heads import HeadSet
+from engine.uncertainty.maps import Refiner
+from engine.uncertainty.refiner_files import find_refiner
 from schemas.records import PoolItem, Prompts
 from schemas.settings import GenerateSettings, PoolSettings
 
@@ -50,11 +52,17 @@ _PROMPTS_AT_ONCE = 32
 
 
 def label_once(
-    segmenter: Segmenter, heads: HeadSet | None, items: list[PoolItem], settings: GenerateSettings
+    segmenter: Segmenter,
+    heads: HeadSet | None,
+    refiner: Refiner | None,
+    items: list[PoolItem],
+    settings: GenerateSettings,
 ) -> tuple[dict[str, float], list[tuple[Any, ...]]]:
     """Seconds of labelling a shard into a new store, and its masks."""
     with tempfile.TemporaryDirectory() as folder:
-        labeller = Pseudolabeller(MaskMaker(segmenter, settings, heads), Store(folder), PoolSettings())
+        labeller = Pseudolabeller(
+            MaskMaker(segmenter, settings, heads, refiner), Store(folder), PoolSettings()
+        )
         wall, cpu = time.perf_counter(), time.process_time()
         labeller.label(items)
         seconds = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
@@ -65,16 +73,22 @@ def label_once(
 
 
 def pair(
-    segmenter: Segmenter, heads: HeadSet, items: list[PoolItem], settings: GenerateSettings, group: int
+    segmenter: Segmenter,
+    heads: HeadSet,
+    refiner: Refiner | None,
+    items: list[PoolItem],
+    settings: GenerateSettings,
+    group: int,
 ) -> dict[str, Any]:
     """Overhead of the heads: labelling with and without, group after group."""
-    label_once(segmenter, heads, items[:1], settings)  # warm up
+    label_once(segmenter, heads, refiner, items[:1], settings)  # warm up
     turns, masks = [], 0
     for number, start in enumerate(range(0, len(items), group)):
         part = items[start : start + group]
         results = {}
         for name in ("with", "without") if number % 2 else ("without", "with"):
-            results[name] = label_once(segmenter, heads if name == "with" else None, part, settings)
+            chosen = heads if name == "with" else None
+            results[name] = label_once(segmenter, chosen, refiner, part, settings)
         scored, plain = results["with"][1], results["without"][1]
         if [row[:2] for row in scored] != [row[:2] for row in plain]:
             raise SystemExit("The heads changed the masks.")
@@ -211,7 +225,9 @@ def main() -> None:
             pool = sorted(list_pool(str(data), PoolSettings()), key=lambda item: item.uri)
             chosen = np.unique(np.linspace(0, len(pool) - 1, min(arguments.images, len(pool))).astype(int))
             result: dict[str, Any] = {"model": segmenter.model_id, "data": "/".join(data.parts[-2:])}
-            result |= pair(segmenter, heads, [pool[i] for i in chosen], settings, arguments.group)
+            items = [pool[i] for i in chosen]
+            for name, refiner in (("label", find_refiner(segmenter)), ("label_without_maps", None)):
+                result[name] = pair(segmenter, heads, refiner, items, settings, arguments.group)
             result["cpu_seconds_an_image"] = tabulate(
                 segmenter, heads, read_images(data, arguments.table_images), settings
             )

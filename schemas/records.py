@@ -7,8 +7,9 @@ top-left corner of the top-left pixel; "input" = the model's square input.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -110,29 +111,38 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Siblings:
-    """For N masks, what the decoder said of the prompt each is from, and of all three outputs of it.
+    """Which prompt each of N masks is from, and what the decoder said of each of P prompts and of all three outputs of it.
 
     Attributes:
-        iou_token_NC, mask_tokens_N4C, iou_N3: as in `Decoded`.
-        coarse_N3rc: logits above the mask threshold of all three outputs on a coarse grid of the image (or crop), fp16.
+        prompt_N: position of each mask's prompt, int64.
+        iou_token_PC, mask_tokens_P4C, iou_P3: as in `Decoded`.
+        coarse_P3rc: logits above the mask threshold of all three outputs on a coarse grid of the image (or crop), fp16.
     """
 
-    iou_token_NC: torch.Tensor
-    mask_tokens_N4C: torch.Tensor
-    iou_N3: torch.Tensor
-    coarse_N3rc: torch.Tensor
+    prompt_N: torch.Tensor
+    iou_token_PC: torch.Tensor
+    mask_tokens_P4C: torch.Tensor
+    iou_P3: torch.Tensor
+    coarse_P3rc: torch.Tensor
+
+    @property
+    def _of_prompts(self) -> tuple[torch.Tensor, ...]:
+        return self.iou_token_PC, self.mask_tokens_P4C, self.iou_P3, self.coarse_P3rc
 
     def pick(self, index_K: torch.Tensor) -> Siblings:
-        """The same of the masks at these positions, in this order."""
-        return Siblings(*(getattr(self, item.name)[index_K] for item in fields(self)))
+        """The same of the masks at these positions, in this order, without prompts that none of them is from."""
+        used_P, prompt_K = self.prompt_N[index_K].unique(return_inverse=True)
+        return Siblings(prompt_K, *(values[used_P] for values in self._of_prompts))
 
     @staticmethod
     def join(parts: Sequence[Siblings]) -> Siblings:
         """Those of several batches, one after another."""
         import torch
 
+        firsts = itertools.accumulate((len(part.iou_P3) for part in parts), initial=0)
         return Siblings(
-            *(torch.cat([getattr(part, item.name) for part in parts]) for item in fields(Siblings))
+            torch.cat([part.prompt_N + first for part, first in zip(parts, firsts, strict=False)]),
+            *map(torch.cat, zip(*(part._of_prompts for part in parts), strict=True)),
         )
 
 
@@ -141,7 +151,7 @@ class MaskEvidence:
     """All that N masks can be scored by, on the model's device.
 
     Attributes:
-        siblings: of the prompts they are from.
+        siblings: the prompts they are from.
         output_N: which of the three outputs each mask is, int64.
         stability_N: IoU of the mask cut above and below the threshold, 0..1.
         entropy_N: mean pixel entropy inside the box, bits.

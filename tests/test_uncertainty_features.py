@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch.nn import functional
 
 from engine.masks.overlap import coarsen, compare_outputs
 from engine.masks.profile import PROFILE, describe_profiles
@@ -23,7 +24,13 @@ def three_outputs() -> torch.Tensor:
 
 def evidence_of(output: int) -> MaskEvidence:
     coarse = coarsen(three_outputs(), 0.0, (16.0, 16.0))
-    siblings = Siblings(torch.zeros(1, 256), torch.zeros(1, 4, 256), torch.tensor([[0.5, 0.9, 0.7]]), coarse)
+    siblings = Siblings(
+        torch.zeros(1, dtype=torch.int64),
+        torch.zeros(1, 256),
+        torch.zeros(1, 4, 256),
+        torch.tensor([[0.5, 0.9, 0.7]]),
+        coarse,
+    )
     measures = [torch.tensor([value]) for value in (float("nan"), 0.3, 1 / 64, 1.0)]
     return MaskEvidence(siblings, torch.tensor([output]), *measures)
 
@@ -130,3 +137,29 @@ def test_profiles_follow_the_order_of_the_rivals() -> None:
     for name, output in (("mask", 0), ("rival", 1), ("third", 2)):
         for measure, value in zip(PROFILE, profiles[output], strict=True):
             assert math.isclose(features[f"{measure}_of_{name}"], value, abs_tol=1e-6)
+
+
+def test_many_masks_are_described_as_one_alone() -> None:
+    logits = torch.randn(101, 17, 23).mul(3).half()
+    logits[50] = 5  # reaches all edges, next to masks that do not
+    together = describe_profiles(logits)
+    for index in (0, 49, 50, 51, 95, 96, 100):
+        assert torch.allclose(together[index], describe_profiles(logits[index : index + 1])[0], atol=1e-5)
+    touched = functional.max_pool2d((logits.float() > 0).float()[:, None], 5, 1, 2)[:, 0]
+    rim = (touched - (logits > 0).float()).sum((1, 2)).log1p()
+    assert torch.allclose(together[:, PROFILE.index("rim")], rim, atol=1e-6)
+
+
+def test_masks_keep_their_prompt_when_they_are_picked_and_joined() -> None:
+    def batch(prompt: list[int], prompts: range) -> Siblings:
+        value_P = torch.tensor(prompts).float()
+        tokens = value_P[:, None], value_P[:, None, None].expand(-1, 4, 1)
+        outputs = value_P[:, None].expand(-1, 3), value_P[:, None, None, None].expand(-1, 3, 2, 2)
+        return Siblings(torch.tensor(prompt), *tokens, *outputs)
+
+    joined = Siblings.join([batch([0, 0, 2], range(10, 13)), batch([1, 0], range(20, 22))])
+    assert joined.iou_P3[joined.prompt_N, 0].tolist() == [10, 10, 12, 21, 20]
+    picked = joined.pick(torch.tensor([4, 2, 0]))
+    assert picked.iou_P3[picked.prompt_N, 0].tolist() == [20, 12, 10]
+    assert picked.coarse_P3rc[picked.prompt_N, 0, 0, 0].tolist() == [20, 12, 10]
+    assert len(picked.iou_P3) == 3, "prompts without a mask are let go of"

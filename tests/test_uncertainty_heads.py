@@ -111,7 +111,9 @@ def test_scores_of_kept_masks_are_those_of_their_own_outputs() -> None:
     iou_token, mask_tokens = random_tokens(4)
     output = torch.tensor([0, 2, 1, 2])
     nothing = torch.zeros(4)
-    siblings = Siblings(iou_token, mask_tokens, torch.rand(4, 3), torch.randn(4, 3, 8, 8).half())
+    siblings = Siblings(
+        torch.arange(4), iou_token, mask_tokens, torch.rand(4, 3), torch.randn(4, 3, 8, 8).half()
+    )
     scores = heads.score_masks(MaskEvidence(siblings, output, nothing, nothing, nothing, nothing))
     every = heads.score(iou_token, mask_tokens)[:, torch.arange(4), output]
     assert torch.allclose(scores["task_gap"], every[0], atol=1e-6)

@@ -105,14 +105,13 @@ def filter_outputs(
 def _find_siblings(segmenter: Segmenter, view: View, outputs: Outputs, prompt_N: torch.Tensor) -> Siblings:
     """What the scorer is told of each mask's prompt; prompts without any mask left are not looked at."""
     used_U, place_N = prompt_N.unique(return_inverse=True)
-    coarse_U3rc = coarsen(
-        outputs.logits_PMhw[used_U], segmenter.mask_threshold, segmenter.mask_extent(view.size)
-    )
+    extent = segmenter.mask_extent(view.size)
     return Siblings(
-        outputs.iou_token_PC[prompt_N],
-        outputs.mask_tokens_P4C[prompt_N],
-        outputs.iou_PM[prompt_N],
-        coarse_U3rc[place_N],
+        place_N,
+        outputs.iou_token_PC[used_U],
+        outputs.mask_tokens_P4C[used_U],
+        outputs.iou_PM[used_U],
+        coarsen(outputs.logits_PMhw[used_U], segmenter.mask_threshold, extent),
     )
 
 

@@ -113,11 +113,11 @@ class _Recorder:
 
     def score_masks(self, evidence: MaskEvidence) -> dict[str, torch.Tensor]:
         first, siblings = sum(len(view[0]) for view in self.views), evidence.siblings
-        tokens = (siblings.iou_token_NC, siblings.mask_tokens_N4C, siblings.iou_N3)
+        tokens = (siblings.iou_token_PC, siblings.mask_tokens_P4C, siblings.iou_P3)
         self.views.append(
             [
                 describe_masks(evidence).cpu().numpy(),
-                *(values.half().float().flatten(1).cpu().numpy() for values in tokens),
+                *(values[siblings.prompt_N].half().float().flatten(1).cpu().numpy() for values in tokens),
             ]
         )
         place_N = torch.arange(first, first + len(evidence.output_N)).float()

@@ -218,12 +218,13 @@ class TargetMaker:
         (height, width), (rows, columns) = size, segmenter.mask_extent(size)
         cells_4 = torch.tensor([columns / width, rows / height] * 2, device=logits_Xhw.device)
         coarse_N3rc = coarsen(decoded.logits_NMhw, segmenter.mask_threshold, (rows, columns))
-        siblings = Siblings(decoded.iou_token_NC, decoded.mask_tokens_N4C, decoded.iou_NM, coarse_N3rc)
-        every = torch.arange(len(decoded.iou_NM), device=logits_Xhw.device).repeat_interleave(3)
+        tokens = decoded.iou_token_NC, decoded.mask_tokens_N4C
+        every_X = torch.arange(len(logits_Xhw), device=logits_Xhw.device)
+        siblings = Siblings(every_X // 3, *tokens, decoded.iou_NM, coarse_N3rc)
         x0, y0, x1, y1 = measures.boxes_N4.unbind(1)
         evidence = MaskEvidence(
-            siblings.pick(every),
-            torch.arange(3, device=logits_Xhw.device).repeat(len(decoded.iou_NM)),
+            siblings,
+            every_X % 3,
             measures.stability_N,
             mean_entropy(logits_Xhw, measures.boxes_N4 * cells_4),
             measures.area_N / (height * width),

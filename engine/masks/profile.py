@@ -6,11 +6,14 @@ Shape suffixes: X masks, r c coarse grid of the image, F measures.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
+from torch.nn import functional
 
 _STEPS = (-4.0, -2.0, -1.0, 1.0, 2.0, 4.0)  # logits by which the threshold is moved
 _RIM = 2  # cells a mask is dilated by
+_AT_ONCE = 96  # masks
 
 PROFILE = (
     "area_4_below",
@@ -54,50 +57,109 @@ def describe_profiles(coarse_Xrc: torch.Tensor) -> torch.Tensor:
     Args:
         coarse_Xrc: logits above the mask threshold, any precision (`engine.masks.overlap.coarsen`).
     """
-    logits_Xrc = coarse_Xrc.float()
-    rows, columns = logits_Xrc.shape[1:]
-    chance_Xrc, on_Xrc = logits_Xrc.sigmoid(), (logits_Xrc > 0).float()
-
-    def total(values_Xrc: torch.Tensor) -> torch.Tensor:
-        return values_Xrc.flatten(1).sum(1)
-
-    area_X = total(on_Xrc).clamp(min=1)
-    moved = [((logits_Xrc > step).count_nonzero((1, 2)) / area_X).log1p() for step in _STEPS]
-    inside_X = total(chance_Xrc * on_Xrc)
-    border_X = on_Xrc[:, 0].sum(1) + on_Xrc[:, -1].sum(1) + on_Xrc[:, :, 0].sum(1) + on_Xrc[:, :, -1].sum(1)
-    steps = (on_Xrc[:, 1:] - on_Xrc[:, :-1], on_Xrc[..., 1:] - on_Xrc[..., :-1])
-    edge_X = sum(total(step.abs()) for step in steps) + border_X
-    near_Xrc = (_band(rows, on_Xrc) @ on_Xrc @ _band(columns, on_Xrc)).gt(0).float()
-    rim_Xrc = near_Xrc - on_Xrc
-    rim_X = total(rim_Xrc)
+    # On a processor so few at a time that they stay in its cache, which is five times as fast.
+    at_once = _AT_ONCE if coarse_Xrc.device.type == "cpu" else max(1, len(coarse_Xrc))
+    parts = [_add_up(part_Xrc.float()) for part_Xrc in coarse_Xrc.split(at_once)]
+    sums = _Sums(*map(torch.cat, zip(*parts, strict=True)))
+    inside_X, near_X, everywhere_X = sums.probability_X3.T
+    covered_X, near_cells_X, pairs_X, slanted_X = sums.cells_X4.T
+    on_Xr, on_Xc = sums.on_Xr, sums.on_Xc
+    border_X = on_Xr[:, 0] + on_Xr[:, -1] + on_Xc[:, 0] + on_Xc[:, -1]
+    area_X = covered_X.clamp(min=1)
+    edge_X = 4 * covered_X - 2 * pairs_X  # four sides a cell, less two for each pair of neighbours
+    rim_X = near_cells_X - covered_X
     # Second moments; a cell is a square, which has some of its own.
-    y_r, x_c = (torch.arange(side, device=on_Xrc.device, dtype=torch.float32) for side in (rows, columns))
-    share_Xr, share_Xc = on_Xrc.sum(2) / area_X[:, None], on_Xrc.sum(1) / area_X[:, None]
-    y_X, x_X = share_Xr @ y_r, share_Xc @ x_c
-    yy_X = share_Xr @ y_r.square() - y_X.square() + 1 / 12
-    xx_X = share_Xc @ x_c.square() - x_X.square() + 1 / 12
-    xy_X = ((on_Xrc @ x_c) @ y_r) / area_X - x_X * y_X
+    y_r, x_c = (_places(side_Xs) for side_Xs in (on_Xr, on_Xc))
+    y_X, x_X = on_Xr @ y_r / area_X, on_Xc @ x_c / area_X
+    yy_X = on_Xr @ y_r.square() / area_X - y_X.square() + 1 / 12
+    xx_X = on_Xc @ x_c.square() / area_X - x_X.square() + 1 / 12
+    xy_X = slanted_X / area_X - x_X * y_X
     moment_X = (yy_X + xx_X).clamp(min=1 / 6)
     return torch.stack(
         [
-            *moved,
+            *(sums.above_XT / area_X[:, None]).log1p().T,
             inside_X / area_X,
-            logits_Xrc.flatten(1).amax(1) / 10,
+            sums.peak_X / 10,
             edge_X / area_X.sqrt(),
             (edge_X / area_X).log1p(),
             rim_X.log1p(),
-            total(chance_Xrc * rim_Xrc) / rim_X.clamp(min=1),
-            (total(chance_Xrc * (1 - near_Xrc)) / area_X).log1p(),
+            (near_X - inside_X) / rim_X.clamp(min=1),
+            ((everywhere_X - near_X) / area_X).log1p(),
             (moment_X * 2 * math.pi / area_X).log(),
             ((yy_X - xx_X).square() + 4 * xy_X.square()).sqrt() / moment_X,
             border_X / edge_X.clamp(min=1),
-            inside_X / (area_X + total(chance_Xrc * (1 - on_Xrc))),
+            inside_X / (area_X + everywhere_X - inside_X),
         ],
         1,
     )
 
 
-def _band(side: int, like: torch.Tensor) -> torch.Tensor:
-    """1 where two places of a side are near: a product with it from either side dilates, a fifth of the time of a pooling."""
-    place = torch.arange(side, device=like.device)
-    return ((place[:, None] - place).abs() <= _RIM).to(like.dtype)
+class _Sums(NamedTuple):
+    """What is added up over the cells of masks.
+
+    Attributes:
+        above_XT: cells above each of the moved thresholds.
+        probability_X3: in the mask, in and near it, and everywhere.
+        cells_X4: in the mask; in and near it; pairs of neighbours in it; and x y of those in it.
+        on_Xr, on_Xc: cells of each row and of each column in it.
+        peak_X: the highest logit.
+    """
+
+    above_XT: torch.Tensor
+    probability_X3: torch.Tensor
+    cells_X4: torch.Tensor
+    on_Xr: torch.Tensor
+    on_Xc: torch.Tensor
+    peak_X: torch.Tensor
+
+
+def _add_up(logits_Xrc: torch.Tensor) -> _Sums:
+    buffer_Xrc, chance_Xrc = torch.empty_like(logits_Xrc), logits_Xrc.sigmoid()
+
+    def total(values_Xrc: torch.Tensor) -> torch.Tensor:
+        return values_Xrc.sum((1, 2))
+
+    def product(first_Xrc: torch.Tensor, second_Xrc: torch.Tensor) -> torch.Tensor:
+        _, rows, columns = first_Xrc.shape
+        return torch.mul(first_Xrc, second_Xrc, out=buffer_Xrc[:, :rows, :columns])
+
+    above_XT = torch.stack([total(torch.gt(logits_Xrc, step, out=buffer_Xrc)) for step in _STEPS], 1)
+    # Compared into floats at once: by way of booleans it takes four times as long.
+    on_Xrc = torch.gt(logits_Xrc, 0, out=torch.empty_like(logits_Xrc))
+    near_Xrc, on_Xr = _dilate(on_Xrc), on_Xrc.sum(2)
+    probabilities = (
+        total(product(chance_Xrc, on_Xrc)),
+        total(product(chance_Xrc, near_Xrc)),
+        total(chance_Xrc),
+    )
+    pairs_X = total(product(on_Xrc[:, 1:], on_Xrc[:, :-1])) + total(
+        product(on_Xrc[..., 1:], on_Xrc[..., :-1])
+    )
+    slanted_X = (on_Xrc @ _places(on_Xrc)) @ _places(on_Xr)
+    return _Sums(
+        above_XT,
+        torch.stack(probabilities, 1),
+        torch.stack([on_Xr.sum(1), total(near_Xrc), pairs_X, slanted_X], 1),
+        on_Xr,
+        on_Xrc.sum(1),
+        logits_Xrc.amax((1, 2)),
+    )
+
+
+def _places(like: torch.Tensor) -> torch.Tensor:
+    """0, 1 … along the last axis."""
+    return torch.arange(like.shape[-1], device=like.device, dtype=torch.float32)
+
+
+def _dilate(on_Xrc: torch.Tensor) -> torch.Tensor:
+    """1 at cells within `_RIM` along either axis of one that is on, else 0. By shifts of bytes, in a tenth of the time of a pooling."""
+    rows, columns = on_Xrc.shape[1:]
+    # Padded, so that nothing is shifted into another row or mask.
+    near_Xrc = functional.pad(on_Xrc.to(torch.uint8), (_RIM,) * 4)
+    for stride in (1, columns + 2 * _RIM):
+        flat_L = near_Xrc.flatten()
+        near_Xrc = near_Xrc.clone()
+        for shift in (stride * step for step in range(1, _RIM + 1)):
+            near_Xrc.view(-1)[shift:] |= flat_L[:-shift]
+            near_Xrc.view(-1)[:-shift] |= flat_L[shift:]
+    return near_Xrc[:, _RIM : _RIM + rows, _RIM : _RIM + columns].float()

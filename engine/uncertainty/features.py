@@ -1,6 +1,6 @@
 """What is read of a mask: its scores, its shape, the profile of its logits, and how it stands among its siblings.
 
-Shape suffixes: N masks, F features.
+Shape suffixes: N masks, P prompts they are from, F features.
 """
 
 from __future__ import annotations
@@ -40,21 +40,24 @@ def describe_masks(evidence: MaskEvidence) -> torch.Tensor:
     finite: what has no value (the stability of an empty mask) is 0.
     """
     siblings = evidence.siblings
-    own_N1 = evidence.output_N[:, None]
+    prompt_N, own_N1 = siblings.prompt_N, evidence.output_N[:, None]
+    iou_N3 = siblings.iou_P3[prompt_N]
     others_N2 = torch.cat([(own_N1 + 1) % 3, (own_N1 + 2) % 3], 1)
-    score_N2 = siblings.iou_N3.gather(1, others_N2)
+    score_N2 = iou_N3.gather(1, others_N2)
     swapped_N1 = score_N2[:, :1] < score_N2[:, 1:]
     others_N2 = torch.where(swapped_N1, others_N2.flip(1), others_N2)
-    overlap_N33, coverage_N3 = compare_outputs(siblings.coarse_N3rc)
+    overlap_P33, coverage_P3 = compare_outputs(siblings.coarse_P3rc)
+    overlap_N33 = overlap_P33[prompt_N]
     overlap_N3 = overlap_N33.gather(1, own_N1[..., None].expand(-1, -1, 3))[:, 0]
     between_N3 = overlap_N33.gather(1, others_N2[:, :1, None].expand(-1, -1, 3))[:, 0]
-    log_size_N3 = coverage_N3.clamp(min=_LEAST).log()
-    profiles_N3F = describe_profiles(siblings.coarse_N3rc.flatten(0, 1)).unflatten(0, (-1, 3))
+    log_size_N3 = coverage_P3[prompt_N].clamp(min=_LEAST).log()
+    profiles_P3F = describe_profiles(siblings.coarse_P3rc.flatten(0, 1)).unflatten(0, (-1, 3))
+    profiles_N3F = profiles_P3F[prompt_N]
     ordered_N3 = torch.cat([own_N1, others_N2], 1)
     features_NF = torch.cat(
         [
-            siblings.iou_N3.gather(1, own_N1),
-            siblings.iou_N3.gather(1, others_N2),
+            iou_N3.gather(1, own_N1),
+            iou_N3.gather(1, others_N2),
             overlap_N3.gather(1, others_N2),
             between_N3.gather(1, others_N2[:, 1:]),
             log_size_N3.gather(1, others_N2) - log_size_N3.gather(1, own_N1),

@@ -85,8 +85,10 @@ class HeadSet:
             Those of `GAPS` that the set has (-1..1) and `predicted_iou` (0..1, calibrated) where it has `iou`.
         """
         tokens, first = evidence.siblings, 1 if self.pairing is Pairing.own else 0
-        place_N11 = (evidence.output_N + first)[:, None, None].expand(-1, 1, tokens.mask_tokens_N4C.shape[2])
-        parts = [tokens.iou_token_NC, tokens.mask_tokens_N4C.gather(1, place_N11)[:, 0]]
+        parts = [
+            tokens.iou_token_PC[tokens.prompt_N],
+            tokens.mask_tokens_P4C[tokens.prompt_N, evidence.output_N + first],
+        ]
         if self.features:
             parts.append(describe_masks(evidence)[:, : self.features])
         values = dict(zip(self.names, self.read(torch.cat(parts, 1)), strict=True))
