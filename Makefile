@@ -63,9 +63,9 @@ heads: install  ## fit the heads of both models to scenes and the labelled sets 
 	$(FIT) --model sam2-mini $(JUDGE)
 	$(FIT) --model sam-nano --larger sam2-mini $(JUDGE)
 
-refiners: install  ## fit the refiners of both models to scenes and the labelled sets (an hour on two cores; goes on where it was)
-	$(REFINE) --model sam-nano --steps 1500
-	$(REFINE) --model sam2-mini --steps 1000
+refiners: install  ## fit the refiners of both models to scenes and the labelled sets (half an hour on two cores; goes on where it was)
+	$(REFINE) --model sam-nano --steps 1000
+	$(REFINE) --model sam2-mini --steps 700
 
 clean:  ## remove the environment and what the demo made
 	rm -rf .venv gapmap-demo *.egg-info

@@ -61,6 +61,8 @@ def make_refiner(
         "held_pairs": fitted.held_pairs,
         "held_iou_before": round(fitted.iou_before, 4),
         "held_iou_after": round(fitted.iou_after, 4),
+        "held_loss_before": round(fitted.loss_before, 4),
+        "held_loss_after": round(fitted.loss_after, 4),
         "steps": fitted.steps,
     }
     write_refiner(fitted.weights, segmenter.model_id, path, about)

@@ -89,12 +89,22 @@ def _print_table(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    columns = ("set", "masks", "certain: right", "rest: right", "rest: share", "separation", "of |σ - 0.5|")
+    columns = (
+        "set",
+        "masks",
+        "certain: right",
+        "rest: right",
+        "rest: share",
+        "separation",
+        "of |σ - 0.5|",
+        "of SUM's",
+    )
     table = Table(*columns, box=None, pad_edge=False)
     for name, of in result["results"].items():
         shares = [_percent(of[key]) for key in ("certain_right", "rest_right", "rest_share")]
         areas = [
-            "-" if of[key] is None else f"{of[key]:.3f}" for key in ("separation", "separation_confidence")
+            "-" if of[key] is None else f"{of[key]:.3f}"
+            for key in ("separation", "separation_confidence", "separation_change")
         ]
         table.add_row(name, str(of["masks"]), *shares, *areas)
     console = Console()

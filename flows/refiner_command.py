@@ -64,5 +64,5 @@ def fit_refiner(
         )
     typer.echo(
         f"refiner: {made.path}   masks of held-out groups: IoU {made.fit.iou_before:.3f} as the model draws them, "
-        f"{made.fit.iou_after:.3f} redrawn"
+        f"{made.fit.iou_after:.3f} redrawn; cross entropy of cells around them {made.fit.loss_before:.3f} and {made.fit.loss_after:.3f}"
     )

@@ -19,10 +19,11 @@ import torch
 from engine.learn.data import LabelledImage
 from engine.learn.refiner_pairs import make_pairs
 from engine.models.segmenter import Segmenter
-from engine.uncertainty.maps import UNCERTAIN, Refiner, crop_maps
+from engine.uncertainty.maps import UNCERTAIN, Refiner, crop_maps, doubt
 
 BINS = 10
 _STEPS = 256  # of certainty, for the separation
+_METHODS = ("map", "confidence", "change")
 
 
 def evaluate_maps(
@@ -40,15 +41,16 @@ def evaluate_maps(
         progress: called with (images done, images in all).
 
     Returns:
-        {set: {masks, cells, certain_right, rest_right, rest_share, separation, separation_confidence, right, share}}:
+        {set: {masks, cells, certain_right, rest_right, rest_share, separation, separation_confidence, separation_change, right, share}}:
         shares of cells that are right among the certain ones (c > 0.6) and among the rest, and how many the rest are;
-        the area under the ROC curve of certainty, and of the model's own confidence |σ - 0.5|, for right against wrong;
+        the area under the ROC curve of certainty, of the model's own confidence |σ - 0.5|, and of SUM's certainty, 1 - how far the
+        refiner changes a cell's probability, for right against wrong;
         by bin of certainty 0 … 1, the share that is right and the share of cells. None where there are no cells.
     """
     total, done = sum(len(images) for images in sets.values()), 0
     results = {}
     for name, images in sets.items():
-        counts = {method: np.zeros((2, _STEPS)) for method in ("map", "confidence")}
+        counts = {method: np.zeros((2, _STEPS)) for method in _METHODS}
         masks = 0
         for image in images:
             masks += _count_image(segmenter, refiner, image, counts)
@@ -72,10 +74,10 @@ def _count_image(
     logits_Nhw = pairs.logits_Nhw.float().to(segmenter.device)
     boxes_N4, points_N2 = torch.from_numpy(pairs.boxes_N4), torch.from_numpy(pairs.points_N2)
     redrawn_Nhw = refiner.redraw(embedding, 0, logits_Nhw, boxes_N4, points_N2)
-    probability_Nhw = logits_Nhw.sigmoid()
     certainty = {
-        "map": 1 - (probability_Nhw - redrawn_Nhw.sigmoid()).abs(),
-        "confidence": 2 * (probability_Nhw - 0.5).abs(),
+        "map": 1 - doubt(logits_Nhw, redrawn_Nhw, segmenter.mask_threshold),
+        "confidence": 2 * (logits_Nhw.sigmoid() - 0.5).abs(),
+        "change": 1 - (logits_Nhw.sigmoid() - redrawn_Nhw.sigmoid()).abs(),
     }
     right_Nhw = (logits_Nhw > segmenter.mask_threshold).cpu().numpy() == (pairs.target_Nhw > 0.5)
     right = crop_maps(right_Nhw.astype(np.uint8), pairs.boxes_N4, extent, size)
@@ -102,6 +104,7 @@ def _summarise(counts: dict[str, np.ndarray]) -> dict[str, Any]:
         "rest_share": _share((right + wrong)[~certain].sum(), cells),
         "separation": _separation(counts["map"]),
         "separation_confidence": _separation(counts["confidence"]),
+        "separation_change": _separation(counts["change"]),
         "right": [_share(good, every) for good, every in of_bins],
         "share": [_share(every, cells) for _, every in of_bins],
     }

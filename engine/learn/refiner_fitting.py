@@ -1,7 +1,8 @@
 """Fitting a refiner: the model's own decoder, taught to redraw its masks as people drew them.
 
 SUM (Liu et al., NeurIPS 2024, appendix): the image encoder is frozen; given are the logits of one of the model's
-masks, its box and its point; the target is the human mask it is of.
+masks, its box and its point; the target is the human mask it is of. There it learns by focal and dice loss; here by cross entropy
+around the mask, so that its probabilities mean something.
 
 Shape suffixes: N pairs, h w mask grid, 2 x y, 4 box.
 """
@@ -21,7 +22,7 @@ import torch
 from engine.learn.checkpoints import load_checkpoint, save_checkpoint
 from engine.learn.data import LabelledImage
 from engine.learn.embedded import RecentlyUsed, input_scale, to_model
-from engine.learn.losses import dice_loss, focal_loss, mask_iou
+from engine.learn.losses import cell_loss, mask_iou
 from engine.learn.refiner_pairs import LEAST_IOU, Pairs, make_pairs
 from engine.learn.trainee import PromptedModel
 from engine.models.segmenter import Segmenter
@@ -38,6 +39,7 @@ class RefinerFit:
     Attributes:
         weights: state of the model's `decoder_modules`.
         iou_before, iou_after: mean IoU with the human masks on the mask grid, of the model and of the refiner.
+        loss_before, loss_after: mean cross entropy of the cells around them (`cell_loss`), likewise.
         pairs, held_pairs: how many it was fitted to, and how many these figures are of.
         steps: after how many it was best.
     """
@@ -45,6 +47,8 @@ class RefinerFit:
     weights: dict[str, torch.Tensor]
     iou_before: float
     iou_after: float
+    loss_before: float
+    loss_after: float
     pairs: int
     held_pairs: int
     steps: int
@@ -101,14 +105,14 @@ def fit_refiner(
     parameters = [p.requires_grad_() for module in modules for p in module.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=settings.rate, weight_decay=0.01)
     before, after = _judge(trainee, segmenter, pairs, judges)
-    best = (after, 0, _state(segmenter, trainee))
+    best = (after, 0, _state(segmenter, trainee))  # (IoU, loss), after how many updates, weights
     identity = _identify(segmenter, images, settings)
     first = 0
     saved = load_checkpoint(checkpoint, identity, segmenter.device) if checkpoint else None
     if saved:
         trainee.net.load_state_dict(saved["weights"], strict=False)
         optimizer.load_state_dict(saved["optimizer"])
-        first, best = saved["step"], (saved["best_iou"], saved["best_step"], saved["best"])
+        first, best = saved["step"], (saved["best_scores"], saved["best_step"], saved["best"])
     for step in range(first, settings.steps):
         for group in optimizer.param_groups:
             warm = min(1.0, (step + 1) / 50)
@@ -121,25 +125,28 @@ def fit_refiner(
             some_N = draw.permutation(len(of))[: settings.masks]
             logits_N1hw = _redraw(trainee, segmenter, of, some_N)
             target_N1hw = torch.from_numpy(of.target_Nhw[some_N])[:, None].to(segmenter.device)
-            loss = 20 * focal_loss(logits_N1hw, target_N1hw) + dice_loss(logits_N1hw, target_N1hw)
+            near_N1hw = of.near(some_N).to(segmenter.device)
+            loss = cell_loss(logits_N1hw - segmenter.mask_threshold, target_N1hw, near_N1hw)
             (loss.mean() / len(chosen)).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         done = step + 1
         if done % settings.check_every == 0 or done == settings.steps:
             _, after = _judge(trainee, segmenter, pairs, judges)
-            if after > best[0]:
+            if after[1] < best[0][1]:
                 best = (after, done, _state(segmenter, trainee))
             if checkpoint:
-                state = {"step": done, "best_iou": best[0], "best_step": best[1], "best": best[2]}
+                state = {"step": done, "best_scores": best[0], "best_step": best[1], "best": best[2]}
                 state |= {"weights": _state(segmenter, trainee), "optimizer": optimizer.state_dict()}
                 save_checkpoint(checkpoint, identity, state)
         if progress:
-            progress(f"fitting, held-out IoU {before:.3f} → {best[0]:.3f}", done, settings.steps)
+            progress(f"fitting, held-out loss {before[1]:.3f} → {best[0][1]:.3f}", done, settings.steps)
     return RefinerFit(
         best[2],
-        before,
-        best[0],
+        before[0],
+        best[0][0],
+        before[1],
+        best[0][1],
         sum(counts[i] for i in usable),
         sum(counts[i] for i in judges),
         best[1],
@@ -165,17 +172,24 @@ def _redraw(trainee: PromptedModel, segmenter: Segmenter, pairs: Pairs, some_N: 
 @torch.no_grad()
 def _judge(
     trainee: PromptedModel, segmenter: Segmenter, pairs: RecentlyUsed[Pairs], images: Sequence[int]
-) -> tuple[float, float]:
-    """Mean IoU with the human masks before and after redrawing."""
-    before, after = [], []
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Mean IoU with the human masks and mean loss: before, and after redrawing."""
+    before: list[torch.Tensor] = []
+    after: list[torch.Tensor] = []
     for i in images:
         of = pairs[i]
         some_N = np.linspace(0, len(of) - 1, min(len(of), 16)).round().astype(int)
-        target_N1hw = torch.from_numpy(of.target_Nhw[some_N])[:, None]
-        threshold = segmenter.mask_threshold
-        before.append(mask_iou(of.logits_Nhw[some_N, None].float() - threshold, target_N1hw))
-        after.append(mask_iou(_redraw(trainee, segmenter, of, some_N).cpu() - threshold, target_N1hw))
-    return float(torch.cat(before).mean()), float(torch.cat(after).mean())
+        target_N1hw, near_N1hw = torch.from_numpy(of.target_Nhw[some_N])[:, None], of.near(some_N)
+        drawn_N1hw = of.logits_Nhw[some_N, None].float()
+        for logits_N1hw, rows in (
+            (drawn_N1hw, before),
+            (_redraw(trainee, segmenter, of, some_N).cpu(), after),
+        ):
+            logits_N1hw = logits_N1hw - segmenter.mask_threshold
+            scores = mask_iou(logits_N1hw, target_N1hw), cell_loss(logits_N1hw, target_N1hw, near_N1hw)
+            rows.append(torch.cat(scores, 1))
+    means = [torch.cat(rows).mean(0).tolist() for rows in (before, after)]
+    return (means[0][0], means[0][1]), (means[1][0], means[1][1])
 
 
 def _identify(segmenter: Segmenter, images: Sequence[LabelledImage], settings: RefinerSettings) -> str:

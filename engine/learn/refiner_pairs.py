@@ -19,6 +19,7 @@ from engine.learn.losses import mask_iou
 from engine.learn.point_prompts import central_point
 from engine.masks.geometry import mask_boxes
 from engine.models.segmenter import Segmenter
+from engine.uncertainty.maps import frame_maps
 from schemas.records import Embedding, Prompts
 
 LEAST_IOU = 0.7
@@ -26,12 +27,17 @@ LEAST_IOU = 0.7
 
 @dataclass(frozen=True)
 class Pairs:
-    """Masks of the model and the human masks they are of, for one image; image pixels."""
+    """Masks of the model and the human masks they are of, for one image; image pixels.
+
+    Attributes:
+        frames_N4: the cells that the map of each covers (`frame_maps`).
+    """
 
     embedding: Embedding
     logits_Nhw: torch.Tensor
     points_N2: np.ndarray
     boxes_N4: np.ndarray
+    frames_N4: np.ndarray
     target_Nhw: np.ndarray
 
     def __len__(self) -> int:
@@ -41,6 +47,13 @@ class Pairs:
     def bytes(self) -> int:
         """Memory that they take."""
         return count_bytes(self.embedding) + 2 * self.logits_Nhw.numel() + self.target_Nhw.nbytes
+
+    def near(self, some_N: np.ndarray) -> torch.Tensor:
+        """The cells that the maps of some of them cover, bool N1hw."""
+        near_N1hw = torch.zeros(len(some_N), 1, *self.target_Nhw.shape[1:], dtype=torch.bool)
+        for near_1hw, (x0, y0, x1, y1) in zip(near_N1hw, self.frames_N4[some_N].tolist(), strict=True):
+            near_1hw[:, y0:y1, x0:x1] = True
+        return near_N1hw
 
 
 def make_pairs(
@@ -88,7 +101,12 @@ def make_pairs(
     boxes_N4 = mask_boxes((logits_Nhw > segmenter.mask_threshold).numpy()) * cell_4
     kept = kept_N.numpy()
     return Pairs(
-        halve(embedding), logits_Nhw.half(), points_N2[kept], boxes_N4.astype(np.float32), target_Nhw[kept]
+        halve(embedding),
+        logits_Nhw.half(),
+        points_N2[kept],
+        boxes_N4.astype(np.float32),
+        frame_maps(boxes_N4, (rows_n, columns_n), size),
+        target_Nhw[kept],
     )
 
 
@@ -99,5 +117,6 @@ def _no_pairs(embedding: Embedding, side: int) -> Pairs:
         torch.zeros(0, side, side, dtype=torch.float16),
         np.zeros((0, 2), np.float32),
         np.zeros((0, 4), np.float32),
+        np.zeros((0, 4), int),
         nothing,
     )

@@ -1,8 +1,9 @@
-"""Where in a mask the model is unsure: what a refiner would change of it.
+"""Where in a mask the model is unsure: how likely each cell is on the wrong side, as the model and a refiner see it.
 
 SUM (Liu et al., "Uncertainty-aware Fine-tuning of Segmentation Foundation Models", NeurIPS 2024, section 3
-and appendix): a refiner R is given the mask's logits, its box and its point, and draws the mask again;
-u = |σ(logits) - σ(R's logits)|, certainty c = 1 - u. R costs one more decode on the embedding that is there.
+and appendix): a refiner R is given the mask's logits, its box and its point, and draws the mask again; certainty
+c = 1 - u. R costs one more decode on the embedding that is there. There u = |σ(logits) - σ(R's logits)|, by which a cell
+that both call a coin's toss is certain; how `doubt` differs, and what that is worth, is in docs/finetuning.md.
 
 Shape suffixes: N masks, h w mask grid, 2 x y, 4 box x0 y0 x1 y1.
 """
@@ -83,13 +84,24 @@ class Refiner:
         """Uncertainty around each mask, and its statistics; arguments as in `redraw`, boxes as integers."""
         size = embedding.image_sizes[index]
         redrawn_Nhw = self.redraw(embedding, index, logits_Nhw, boxes_N4, points_N2)
-        maps_Nhw = (logits_Nhw.sigmoid() - redrawn_Nhw.sigmoid()).abs()
         threshold = self.segmenter.mask_threshold
+        maps_Nhw = doubt(logits_Nhw, redrawn_Nhw, threshold)
         extent = self.segmenter.mask_extent(size)
         statistics = measure_maps(maps_Nhw, logits_Nhw > threshold, redrawn_Nhw > threshold, extent, size)
         values_Nhw = (maps_Nhw * 255).round().to(torch.uint8).cpu().numpy()
         crops = crop_maps(values_Nhw, boxes_N4.cpu().numpy(), extent, size)
         return MaskMaps(crops, dict(zip(MAP_STATISTICS, statistics.cpu().numpy(), strict=True)))
+
+
+def doubt(logits_Nhw: torch.Tensor, redrawn_Nhw: torch.Tensor, threshold: float) -> torch.Tensor:
+    """u of each cell: the probability that it is on the wrong side of the mask's edge, 0..1, by the mean of both logits.
+
+    Args:
+        logits_Nhw, redrawn_Nhw: of the masks, and of the same drawn again.
+        threshold: logit of a mask's edge.
+    """
+    inside_Nhw = ((logits_Nhw + redrawn_Nhw) / 2 - threshold).sigmoid()
+    return torch.where(logits_Nhw > threshold, 1 - inside_Nhw, inside_Nhw)
 
 
 def measure_maps(
@@ -128,7 +140,7 @@ def measure_maps(
 def crop_maps(
     values_Nhw: np.ndarray, boxes_N4: np.ndarray, extent: tuple[float, float], size: tuple[int, int]
 ) -> list[MapCrop]:
-    """Each map's part around its mask's box, with a margin of a quarter of the box.
+    """Each map's part around its mask's box, see `frame_maps`.
 
     Args:
         values_Nhw: uint8 maps on the grid.
@@ -136,16 +148,27 @@ def crop_maps(
         extent, size: as for `measure_maps`.
     """
     cell_2 = np.array([size[1] / extent[1], size[0] / extent[0]])  # pixels of a cell, x y
-    ends_2 = np.minimum(np.ceil([extent[1], extent[0]]), values_Nhw.shape[:0:-1]).astype(int)
     crops = []
-    for values_hw, box_4 in zip(values_Nhw, boxes_N4, strict=True):
-        corners_22 = box_4.reshape(2, 2) / cell_2
-        margin_2 = np.maximum(_MARGIN * (corners_22[1] - corners_22[0]), _LEAST_MARGIN)
-        x0, y0 = np.clip(np.floor(corners_22[0] - margin_2), 0, ends_2 - 1).astype(int).tolist()
-        x1, y1 = np.clip(np.ceil(corners_22[1] + margin_2), 1, ends_2).astype(int).tolist()
-        frame = (x0 * cell_2[0], y0 * cell_2[1], x1 * cell_2[0], y1 * cell_2[1])
-        crops.append(MapCrop(tuple(map(float, frame)), values_hw[y0:y1, x0:x1].copy()))  # type: ignore[arg-type]
+    for values_hw, cells_4 in zip(values_Nhw, frame_maps(boxes_N4, extent, size), strict=True):
+        x0, y0, x1, y1 = cells_4.tolist()
+        frame = tuple((cells_4 * np.tile(cell_2, 2)).tolist())
+        crops.append(MapCrop(frame, values_hw[y0:y1, x0:x1].copy()))
     return crops
+
+
+def frame_maps(boxes_N4: np.ndarray, extent: tuple[float, float], size: tuple[int, int]) -> np.ndarray:
+    """Which cells of the grid each map covers: its mask's box with a margin of a quarter of it, int N4.
+
+    Args:
+        boxes_N4, extent, size: as for `crop_maps`.
+    """
+    cell_2 = np.array([size[1] / extent[1], size[0] / extent[0]])
+    ends_2 = np.ceil(np.array([extent[1], extent[0]]) - 1e-6)
+    starts_N2, stops_N2 = boxes_N4[:, :2] / cell_2, boxes_N4[:, 2:] / cell_2
+    margins_N2 = np.maximum(_MARGIN * (stops_N2 - starts_N2), _LEAST_MARGIN)
+    first_N2 = np.clip(np.floor(starts_N2 - margins_N2), 0, ends_2 - 1)
+    last_N2 = np.clip(np.ceil(stops_N2 + margins_N2), 1, ends_2)
+    return np.concatenate([first_N2, last_N2], 1).astype(int)
 
 
 def _dilate(mask_Nhw: torch.Tensor) -> torch.Tensor:
