@@ -22,7 +22,7 @@ from engine.models.segmenter import Segmenter
 from engine.uncertainty.maps import UNCERTAIN, Refiner, crop_maps, doubt
 
 BINS = 10
-_STEPS = 256  # of certainty, for the separation
+_STEPS = 4096  # of certainty, for the separation: near 1 confidence needs finer ones than maps are kept in
 _METHODS = ("map", "confidence", "change")
 
 
@@ -83,7 +83,7 @@ def _count_image(
     right = crop_maps(right_Nhw.astype(np.uint8), pairs.boxes_N4, extent, size)
     is_right_X = np.concatenate([crop.values_hw.ravel() for crop in right]).astype(bool)
     for method, values_Nhw in certainty.items():
-        steps_Nhw = (values_Nhw * (_STEPS - 1)).round().to(torch.uint8).cpu().numpy()
+        steps_Nhw = (values_Nhw * (_STEPS - 1)).round().to(torch.int16).cpu().numpy()
         crops = crop_maps(steps_Nhw, pairs.boxes_N4, extent, size)
         step_X = np.concatenate([crop.values_hw.ravel() for crop in crops])
         for place, among in enumerate((~is_right_X, is_right_X)):

@@ -42,7 +42,7 @@ def draw_validity(result: Mapping[str, Any], path: Path) -> None:
         lower.plot(
             centres[there], [100 * of["share"][i] for i in there], marker="o", markersize=3, color=colour
         )
-    upper.plot([0, 1], [50, 100], color="#d8d8de", linewidth=1.2, zorder=0)
+    upper.plot([0, 1], [0, 100], color="#d8d8de", linewidth=1.2, zorder=0)  # as often right as it says
     for axes in (upper, lower):
         axes.axvline(0.6, color="#66666e", linewidth=1, linestyle=":")
         axes.spines[["top", "right"]].set_visible(False)

@@ -143,7 +143,7 @@ def crop_maps(
     """Each map's part around its mask's box, see `frame_maps`.
 
     Args:
-        values_Nhw: uint8 maps on the grid.
+        values_Nhw: maps on the grid, uint8 where they are to be kept.
         boxes_N4: of the masks, image pixels.
         extent, size: as for `measure_maps`.
     """
