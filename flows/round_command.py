@@ -74,6 +74,20 @@ def round(
 
     Example: gapmap round photos/ --store masks/ --queue review/
     """
+    from engine.pool import check_addresses
+
+    check_addresses(
+        pool=pool,
+        store=store,
+        model=name,
+        models_folder=out,
+        queue=queue,
+        media_folder=media,
+        media_url=media_url,
+        larger_model=larger,
+        labelled_set=data,
+        report=report,
+    )
     chosen = _read_settings(settings)
     for step, key, value in (
         ("generate", "points_per_side", points_per_side),

@@ -63,7 +63,7 @@ def triage(
     Killed at any moment, the next run goes on with what is not mended yet.
     """
     from engine.models.allocator import keep_freed_memory
-    from engine.pool import check_address
+    from engine.pool import check_addresses
     from engine.promotion import load_labeller
     from engine.store import Store
     from engine.store.model_choice import newest_model
@@ -74,7 +74,7 @@ def triage(
     from engine.triage.shard_reader import ShardReader
     from engine.triage.triage import count_unscored
 
-    check_address(store, "store")
+    check_addresses(store=store, model=model, larger_model=larger)
     keep_freed_memory()
     target = Store(store)
     target.check_exists()

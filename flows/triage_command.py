@@ -59,8 +59,10 @@ def triage(
 
     Example: gapmap triage --store masks/ --explain
     """
+    from engine.pool import check_addresses
     from schemas.settings import TriageSettings
 
+    check_addresses(store=store, model=model, larger_model=larger)
     chosen: dict[str, Any] = {
         "good_iou": good_iou,
         "error_s": error_seconds,
