@@ -23,6 +23,31 @@ def test_tiles_too_small_to_be_of_use_are_refused_with_their_option(
     assert [GenerateSettings(tile_size=size).tile_size for size in (0, 64)] == [0, 64]
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--points-per-side", "0"], "gapmap: --points-per-side: Input should be greater than or equal to 1"),
+        (["--strategy", "bogus"], "gapmap: --strategy: Input should be 'uncertainty'"),
+        (["--steps", "0"], "gapmap: --steps: Input should be"),
+        (['{"generate": {"points_per_side": 0}}'], "settings.json has settings that cannot be:\ngenerate.points_per_side: Input"),
+        (['{"judged_images": 0}', "--steps", "5"], "\njudged_images: Input should be greater"),
+        (['{"generate": {"points_per_side": 8}}', "--points-per-side", "0"], "gapmap: --points-per-side: Input"),
+        (['{"generate": 16}', "--points-per-side", "5"], "\ngenerate: Input should be"),
+        (['{"finetune": {"step": 5}}'], "\nfinetune.step: Extra inputs are not permitted (given: 5)"),
+    ],
+)  # fmt: skip
+def test_a_setting_of_a_round_that_cannot_be_is_named_as_it_was_given(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if words[0].startswith("{"):
+        (tmp_path / "settings.json").write_text(words[0])
+        words = ["--settings", str(tmp_path / "settings.json"), *words[1:]]
+    with pytest.raises(SystemExit) as end:
+        main(["round", str(tmp_path), "--store", str(tmp_path / "store"), *words])
+    assert end.value.code == 1
+    assert said in capsys.readouterr().err
+
+
 SECRET = "https://alice:s3cr3tPW@host.invalid/place"
 
 

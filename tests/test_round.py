@@ -242,7 +242,7 @@ def test_what_cannot_work_is_said_before_any_work(tmp_path: Path) -> None:
         (["--report", "nowhere/page.html"], "There is no folder"),
         (["--settings", "none.json"], "cannot be read as JSON"),
         (["--settings", "list.json"], "has to hold an object"),
-        (["--strategy", "guess"], "--acquisition-strategy"),
+        (["--strategy", "guess"], "gapmap: --strategy: "),
     ):
         command = [sys.executable, "-m", "flows.cli", "round", "pool", "--store", "masks", *options]
         where = {**os.environ, "PYTHONPATH": str(ROOT)}
