@@ -149,6 +149,7 @@ def show_round(summary: RoundSummary) -> None:
             + "".join(
                 f"; {name} mended {each['held']} of {each['tried']}" for name, each in of["repairs"].items()
             )
+            + (f"\n  {'':12} {of['warning']}" if of.get("warning") else "")
         ),
         "push": lambda of: (
             f"{of['masks']} masks in {of['items']} tasks, {of['waiting']} wait for people at {of['address']}"

@@ -23,7 +23,8 @@ class RepairCount(BaseModel):
 class TriageSummary(BaseModel):
     """What was decided: totals of each decision (masks, mean p_good, cost and gain in seconds of a person), and what was mended.
 
-    `unscored` masks have no predicted_iou, and `left_out` are pictures that could not be opened, and why.
+    `unscored` masks have no predicted_iou, and `left_out` are pictures that could not be opened, and why. `warning` is there where
+    nothing is left to people because they were slow.
     """
 
     model: str
@@ -31,6 +32,7 @@ class TriageSummary(BaseModel):
     repairs: dict[str, RepairCount]
     threshold: float
     answers: int
+    warning: str = ""
     unscored: int = 0
     left_out: list[tuple[str, str]] = []
 
@@ -67,7 +69,7 @@ def triage(
     from engine.promotion import load_labeller
     from engine.store import Store
     from engine.store.model_choice import newest_model
-    from engine.triage.costs import learn_costs
+    from engine.triage.costs import learn_costs, warn_of_accepting
     from engine.triage.evidence import read_evidence
     from engine.triage.menders import find_menders
     from engine.triage.mending import RepairReport, find_pending
@@ -79,7 +81,10 @@ def triage(
     target = Store(store)
     target.check_exists()
     model = newest_model(target, model)
-    costs = learn_costs(read_evidence(target), settings or TriageSettings())
+    settings = settings or TriageSettings()
+    costs = learn_costs(read_evidence(target), settings)
+    if warning := warn_of_accepting(costs, settings):
+        get_run_logger().warning(warning)
     menders = find_menders(load_labeller(target, model, device), larger, device)
     report, gone = RepairReport(), set[str]()
     totals = triage_masks(target, model, costs, tuple(menders))
@@ -117,6 +122,7 @@ def triage(
         repairs=repairs,
         threshold=costs.threshold,
         answers=costs.answers,
+        warning=warning,
         unscored=unscored,
         left_out=sorted(set(report.left_out)),
     )
