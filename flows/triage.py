@@ -23,6 +23,8 @@ class RepairCount(BaseModel):
 class TriageSummary(BaseModel):
     """What was decided: totals of each decision (masks, mean p_good, cost and gain in seconds of a person), and what was mended.
 
+    `good_iou` is from which IoU a mask counted as good: the report of a round holds accepted masks against it, too.
+
     `unscored` masks have no predicted_iou, and `left_out` are pictures that could not be opened, and why. `warning` is there where
     nothing is left to people because they were slow.
     """
@@ -30,6 +32,7 @@ class TriageSummary(BaseModel):
     model: str
     decisions: dict[str, dict[str, float]]
     repairs: dict[str, RepairCount]
+    good_iou: float
     threshold: float
     answers: int
     warning: str = ""
@@ -120,6 +123,7 @@ def triage(
         model=model,
         decisions=decisions,
         repairs=repairs,
+        good_iou=settings.good_iou,
         threshold=costs.threshold,
         answers=costs.answers,
         warning=warning,
