@@ -25,7 +25,7 @@ CHECKPOINT = "finetune.checkpoint"
 
 
 @dataclass(frozen=True)
-class ModelVersion:
+class FinetunedModel:
     """A fine-tuned model: where its weights are, and its row of the `models` table."""
 
     path: Path
@@ -42,7 +42,7 @@ def finetune_model(
     most_uncertain: float = 1.0,
     answered_until: datetime | None = None,
     progress: Callable[[int, int, dict[str, float]], None] | None = None,
-) -> ModelVersion:
+) -> FinetunedModel:
     """Fine-tune a model and write the new version to OUT/VERSION/NAME.safetensors, and how it went to learning.png there.
 
     Killed at any moment, the same call goes on from the last checkpoint. That is left in the folder: it is to be removed
@@ -105,4 +105,4 @@ def finetune_model(
     until = {"answered_until": answered_until and answered_until.isoformat()}
     said = {**about, "data": {**about["data"], **until}}
     texts = {key: json.dumps(said[key], sort_keys=True) for key in ("data", "settings", "metrics")}
-    return ModelVersion(path, {**describe_model(new), "parent": segmenter.model_id, **texts})
+    return FinetunedModel(path, {**describe_model(new), "parent": segmenter.model_id, **texts})

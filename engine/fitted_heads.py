@@ -52,7 +52,7 @@ def make_heads(
 
     Args:
         model: registry name, or path or URL of a checkpoint.
-        larger: likewise, the model that uncertain work goes to; None for none, and no model_gap.
+        larger: likewise, the model that uncertain work goes to; None or `none` for none, and no model_gap.
         data, store, scenes: see `read_fitting_sets`.
         tokens: keeps what was asked of the models.
         settings: what is fitted to.
@@ -79,7 +79,7 @@ def make_heads(
             raise ConfigError(f"There is no set {name!r} to calibrate on. {nearest_name(name, learnt)}")
     segmenter = load_segmenter(model, device=device)
     path = choose_output(out, heads_path(segmenter), "--heads", replace=replace)
-    second = load_segmenter(larger, device=device) if larger else None
+    second = load_segmenter(larger, device=device) if larger and larger != "none" else None
     maker = TargetMaker(segmenter, second, objects=settings.objects, automatic=settings.automatic)
     judged = _choose_judged(sets, others)
     collect_tokens(tokens, _merge(learnt, judged), segmenter, maker, _telling(progress, "asking the models"))

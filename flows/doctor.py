@@ -29,6 +29,9 @@ _TOO_NEW = {
     "sqlalchemy": ((2, 1), "Prefect's schedules silently never fire with it"),
 }
 
+# Beside the packages, and part of none: only a checkout has them.
+_OF_CHECKOUT = ("weights", "weights/kept-out.json", "label-studio.lock")
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -49,7 +52,7 @@ def examine() -> Iterator[Finding]:
             yield _package(name)
     for name, (limit, harm) in _TOO_NEW.items():
         yield _not_newer(name, limit, harm)
-    for look in (_device, _weights, _cache, _prefect_api):
+    for look in (_device, _checkout, _weights, _cache, _prefect_api):
         yield _guarded(look)
 
 
@@ -118,6 +121,18 @@ def _device() -> Finding:
         return Finding("device", True, "mps")
     return Finding(
         "device", True, f"cpu, {torch.get_num_threads()} threads (no GPU found: fine for the small models)"
+    )
+
+
+def _checkout() -> Finding:
+    folder = Path(__file__).resolve().parents[1]
+    missing = [name for name in _OF_CHECKOUT if not (folder / name).exists()]
+    return Finding(
+        "checkout",
+        not missing,
+        f"{folder}{' has no ' + ', '.join(missing) if missing else ''}",
+        "Use gapmap from its checkout: run make install there (pip install without --editable leaves these files behind). "
+        "In a checkout restore them: git checkout -- weights label-studio.lock",
     )
 
 

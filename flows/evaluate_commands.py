@@ -95,7 +95,7 @@ def uncertainty(
             )
     run = UncertaintyRun(
         segmenter,
-        load_segmenter(larger, device=device) if larger else None,
+        load_segmenter(larger, device=device) if larger and larger != "none" else None,
         found,
         frozenset(fitted_digests(path) if found and path else ()),
         Store(tokens),

@@ -90,14 +90,12 @@ def finetune(
     from engine.learn.checkpoints import hold_models
     from engine.models.allocator import keep_freed_memory
     from engine.models.loading import load_segmenter, name_model
-    from engine.pool import check_address
+    from engine.pool import check_addresses
     from engine.promotion import CURRENT, resolve_model
     from engine.store import Store
     from schemas.errors import ConfigError
 
-    for what, address in (("model", model), ("store", store)):
-        if address is not None:
-            check_address(address, what)
+    check_addresses(models_folder=out, labelled_set=data, store=store, model=model, larger_model=larger)
     keep_freed_memory()
     log = get_run_logger()
     target = Store(store) if store is not None else None

@@ -77,9 +77,11 @@ def finetune(
 
     Example: gapmap finetune --data labelled/ --store masks/ --out models/
     """
+    from engine.pool import check_addresses
     from schemas.errors import ConfigError
     from schemas.settings import FinetuneSettings
 
+    check_addresses(models_folder=out, labelled_set=data, store=store, model=model, larger_model=larger)
     if not data and store is None:
         raise ConfigError(
             "There is nothing to learn from. Give labelled images: --data FOLDER, or a --store with answers."

@@ -93,14 +93,10 @@ def label(
 
     Example: gapmap label photos/ --store masks/
     """
-    from engine.pool import check_address
+    from engine.pool import check_addresses
     from schemas.settings import GenerateSettings, PoolSettings
 
-    for what, address in (("pool", pool), ("store", store), ("model", model)):
-        check_address(address, what)
-    for what, asked in (("heads file", heads), ("refiner file", maps)):
-        if asked is not None:
-            check_address(asked, what)
+    check_addresses(pool=pool, store=store, model=model, heads_file=heads, refiner_file=maps)
     chosen: dict[str, Any] = {
         "points_per_side": points_per_side,
         "points": points,

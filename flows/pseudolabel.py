@@ -96,18 +96,14 @@ def pseudolabel(
     from engine.mask_maker import MaskMaker
     from engine.models.allocator import keep_freed_memory
     from engine.models.loading import load_segmenter
-    from engine.pool import check_address, list_pool
+    from engine.pool import check_addresses, list_pool
     from engine.promotion import resolve_model
     from engine.pseudolabel import Pseudolabeller
     from engine.store import Store
     from engine.uncertainty.head_files import find_heads
     from engine.uncertainty.refiner_files import find_refiner
 
-    for what, address in (("pool", pool), ("store", store), ("model", model)):
-        check_address(address, what)
-    for what, asked in (("heads file", heads), ("refiner file", maps)):
-        if asked is not None:
-            check_address(asked, what)
+    check_addresses(pool=pool, store=store, model=model, heads_file=heads, refiner_file=maps)
     keep_freed_memory()
     log = get_run_logger()
     files = files or PoolSettings()

@@ -100,13 +100,11 @@ def review_pull(
 def _open(
     store: str, queue: str | None, project: str, media: str | None, media_url: str | None, annotators: int
 ) -> tuple[Store, ReviewQueue]:
-    from engine.pool import check_address
+    from engine.pool import check_addresses
     from engine.review.opening import open_queue
     from engine.store import Store
 
-    check_address(store, "store")
-    if queue is not None:
-        check_address(queue, "queue")
+    check_addresses(store=store, queue=queue, media_folder=media, media_url=media_url)
     target = Store(store)
     target.check_exists()
     token = find_token() if queue is not None and "://" in queue else None

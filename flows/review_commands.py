@@ -70,10 +70,12 @@ def push(
 
     Example: gapmap push --store masks/ --queue review/ --budget 200
     """
+    from engine.pool import check_addresses
     from flows.console import steps_progress
     from schemas.settings import AcquisitionSettings
     from tasks.progress import hearing_steps
 
+    check_addresses(store=store, queue=queue, model=model, media_folder=media, media_url=media_url)
     acquisition = AcquisitionSettings(
         strategy=strategy,  # checked here
         random_share=random_share,
@@ -112,6 +114,9 @@ def pull(
 
     Example: gapmap pull --store masks/ --queue review/
     """
+    from engine.pool import check_addresses
+
+    check_addresses(store=store, queue=queue, media_folder=media, media_url=media_url)
     quiet_prefect()
     tether_server()
     from flows.review import review_pull
@@ -148,7 +153,10 @@ def listen(
 
     Example: gapmap listen --store masks/ --queue https://labels.example.org --media media/
     """
+    from engine.pool import check_addresses
     from flows.webhook import serve
+
+    check_addresses(store=store, queue=queue, media_folder=media, media_url=media_url)
 
     def fetch() -> Any:
         from flows.review import review_pull

@@ -75,11 +75,24 @@ def round(
     """
     from pathlib import Path
 
+    from engine.pool import check_addresses
     from engine.rounds import RoundJournal, hold_round
     from engine.store import Store
     from engine.store.layout import attempt_time
     from tasks.round_report import check_page
 
+    check_addresses(
+        pool=pool,
+        store=store,
+        model=name,
+        models_folder=out,
+        queue=queue,
+        media_folder=media,
+        media_url=media_url,
+        larger_model=larger,
+        labelled_set=data,
+        report=report,
+    )
     page = Path(report).absolute()
     check_page(page)  # before a night's work, not after it
     target = Store(absolute_address(store))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+from pydantic import BaseModel
 
 from flows.head_commands import DataOption
 from flows.own_prefect import quiet_prefect, tether_server
@@ -15,6 +16,9 @@ from flows.store_commands import StoreOption, absolute_address
 
 if TYPE_CHECKING:
     from flows.round import RoundSummary
+    from schemas.round_settings import RoundSettings
+
+_Step = TypeVar("_Step", bound=BaseModel)
 
 
 def round(
@@ -74,18 +78,30 @@ def round(
 
     Example: gapmap round photos/ --store masks/ --queue review/
     """
-    chosen = _read_settings(settings)
-    for step, key, value in (
-        ("generate", "points_per_side", points_per_side),
-        ("acquisition", "strategy", strategy),
-        ("finetune", "steps", steps),
-    ):
-        if value is not None:
-            chosen[step] = {**chosen.get(step, {}), key: value}
-    from schemas.round_settings import RoundSettings
+    from engine.pool import check_addresses
+
+    check_addresses(
+        pool=pool,
+        store=store,
+        model=name,
+        models_folder=out,
+        queue=queue,
+        media_folder=media,
+        media_url=media_url,
+        larger_model=larger,
+        labelled_set=data,
+        report=report,
+    )
     from tasks.round_report import check_page
 
-    checked = RoundSettings(**chosen)
+    read = _read_settings(settings)
+    chosen = read.model_copy(
+        update={
+            "generate": _change(read.generate, points_per_side=points_per_side),
+            "acquisition": _change(read.acquisition, strategy=strategy),
+            "finetune": _change(read.finetune, steps=steps),
+        }
+    )
     check_page(report)
     quiet_prefect()
     tether_server()
@@ -110,7 +126,7 @@ def round(
             least_new,
             longest_wait,
             str(report.absolute()),
-            checked,
+            chosen,
             device,
         )
     typer.echo(f"round {summary.round_id}")
@@ -133,6 +149,7 @@ def show_round(summary: RoundSummary) -> None:
             + "".join(
                 f"; {name} mended {each['held']} of {each['tried']}" for name, each in of["repairs"].items()
             )
+            + (f"\n  {'':12} {of['warning']}" if of.get("warning") else "")
         ),
         "push": lambda of: (
             f"{of['masks']} masks in {of['items']} tasks, {of['waiting']} wait for people at {of['address']}"
@@ -152,17 +169,33 @@ def show_round(summary: RoundSummary) -> None:
         print(f"  {'waiting':12} {summary.waits}")
 
 
-def _read_settings(path: Path | None) -> dict[str, Any]:
+def _read_settings(path: Path | None) -> RoundSettings:
     import json
 
+    from pydantic import ValidationError
+
     from schemas.errors import ConfigError
+    from schemas.round_settings import RoundSettings
 
     if path is None:
-        return {}
+        return RoundSettings()
     try:
         read = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as JSON ({error}).") from None
     if not isinstance(read, dict):
         raise ConfigError(f'{path} has to hold an object, such as {{"generate": {{"points_per_side": 16}}}}.')
-    return read
+    try:
+        return RoundSettings(**read)
+    except ValidationError as error:
+        faults = [
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']} (given: {fault['input']!r})"
+            for fault in error.errors()
+        ]
+        raise ConfigError("\n".join([f"{path} has settings that cannot be:", *faults])) from None
+
+
+def _change(step: _Step, **options: int | str | None) -> _Step:
+    """The settings of a step with the options that were given; a wrong one is refused under its own name."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return type(step)(**{**step.model_dump(), **given})

@@ -157,5 +157,4 @@ class RoundSteps:
         return {**labelled, "triage": self.decide(str(labelled["model"]))}
 
     def write_page(self, round_id: str) -> Numbers:
-        good_iou = self.settings.triage.good_iou
-        return {"page": str(report_round(self.target, self.page, round_id, good_iou))}
+        return {"page": str(report_round(self.target, self.page, round_id))}

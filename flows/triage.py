@@ -23,14 +23,19 @@ class RepairCount(BaseModel):
 class TriageSummary(BaseModel):
     """What was decided: totals of each decision (masks, mean p_good, cost and gain in seconds of a person), and what was mended.
 
-    `unscored` masks have no predicted_iou, and `left_out` are pictures that could not be opened, and why.
+    `good_iou` is from which IoU a mask counted as good: the report of a round holds accepted masks against it, too.
+
+    `unscored` masks have no predicted_iou, and `left_out` are pictures that could not be opened, and why. `warning` is there where
+    nothing is left to people because they were slow.
     """
 
     model: str
     decisions: dict[str, dict[str, float]]
     repairs: dict[str, RepairCount]
+    good_iou: float
     threshold: float
     answers: int
+    warning: str = ""
     unscored: int = 0
     left_out: list[tuple[str, str]] = []
 
@@ -63,23 +68,26 @@ def triage(
     Killed at any moment, the next run goes on with what is not mended yet.
     """
     from engine.models.allocator import keep_freed_memory
-    from engine.pool import check_address
+    from engine.pool import check_addresses
     from engine.promotion import load_labeller
     from engine.store import Store
     from engine.store.model_choice import newest_model
-    from engine.triage.costs import learn_costs
+    from engine.triage.costs import learn_costs, warn_of_accepting
     from engine.triage.evidence import read_evidence
     from engine.triage.menders import find_menders
     from engine.triage.mending import RepairReport, find_pending
     from engine.triage.shard_reader import ShardReader
     from engine.triage.triage import count_unscored
 
-    check_address(store, "store")
+    check_addresses(store=store, model=model, larger_model=larger)
     keep_freed_memory()
     target = Store(store)
     target.check_exists()
     model = newest_model(target, model)
-    costs = learn_costs(read_evidence(target), settings or TriageSettings())
+    settings = settings or TriageSettings()
+    costs = learn_costs(read_evidence(target), settings)
+    if warning := warn_of_accepting(costs, settings):
+        get_run_logger().warning(warning)
     menders = find_menders(load_labeller(target, model, device), larger, device)
     report, gone = RepairReport(), set[str]()
     totals = triage_masks(target, model, costs, tuple(menders))
@@ -115,8 +123,10 @@ def triage(
         model=model,
         decisions=decisions,
         repairs=repairs,
+        good_iou=settings.good_iou,
         threshold=costs.threshold,
         answers=costs.answers,
+        warning=warning,
         unscored=unscored,
         left_out=sorted(set(report.left_out)),
     )

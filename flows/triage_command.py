@@ -59,8 +59,10 @@ def triage(
 
     Example: gapmap triage --store masks/ --explain
     """
+    from engine.pool import check_addresses
     from schemas.settings import TriageSettings
 
+    check_addresses(store=store, model=model, larger_model=larger)
     chosen: dict[str, Any] = {
         "good_iou": good_iou,
         "error_s": error_seconds,
@@ -86,6 +88,7 @@ def triage(
         typer.echo(
             f"{remedy}: {of.held} of {of.tried} masks mended, {of.seconds / max(of.tried, 1):.2f} s each"
         )
+    _warn(summary.warning)
     _tell_unscored(summary.unscored)
     for name, why in summary.left_out:
         typer.secho(f"left out: {name}: {why}", fg="yellow", err=True)
@@ -95,7 +98,7 @@ def _explain(store: str, model: str | None, larger: str | None, settings: Any, d
     from engine.promotion import load_labeller
     from engine.store import Store
     from engine.store.model_choice import newest_model
-    from engine.triage.costs import learn_costs
+    from engine.triage.costs import learn_costs, warn_of_accepting
     from engine.triage.evidence import read_evidence
     from engine.triage.menders import find_menders
     from engine.triage.triage import count_unscored, triage_masks
@@ -119,12 +122,18 @@ def _explain(store: str, model: str | None, larger: str | None, settings: Any, d
     for remedy in menders:
         machine = costs.larger if remedy == "larger model" else costs.prompt
         typer.echo(f"  {remedy}: {machine:.3f} s, and {costs.kept[remedy]:.0%} of the promised gain")
+    _warn(warn_of_accepting(costs, settings))
     _tell_unscored(count_unscored(opened, model))
 
 
 def _tell_unscored(count: int) -> None:
     if count:
         text = f"{count:,} masks have no predicted_iou, and nothing is decided of them: label their images again, with heads."
+        _warn(text)
+
+
+def _warn(text: str) -> None:
+    if text:
         typer.secho(text, fg="yellow", err=True)
 
 

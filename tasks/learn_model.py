@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from engine.finetune import ModelVersion
+    from engine.finetune import FinetunedModel
     from engine.learn.data import LabelledImage
     from engine.models.segmenter import Segmenter
     from engine.store import Store
@@ -35,7 +35,7 @@ def learn_model(
     most_uncertain: float,
     answered_until: datetime | None,
     anew: bool = False,
-) -> ModelVersion:
+) -> FinetunedModel:
     """Fine-tune, and record the new version in the store; see `engine.finetune.finetune_model`.
 
     With `anew`, a checkpoint of other labels or settings is removed: nobody is there who could decide.
@@ -63,7 +63,7 @@ def learn_model(
                 "update %d of %d: loss %.3f, held-out IoU %.3f", done, total, looked["loss"], looked["iou"]
             )
 
-    def learn() -> ModelVersion:
+    def learn() -> FinetunedModel:
         return finetune_model(
             segmenter,
             sets,

@@ -10,7 +10,6 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from schemas.settings import TriageSettings
 from tasks.round_report import write_round_report
 
 if TYPE_CHECKING:
@@ -55,13 +54,11 @@ def publish_results(store: Store, summary: dict[str, Any]) -> None:
 
 
 @task(name="report-round", cache_policy=NO_CACHE, persist_result=False)
-def report_round(
-    store: Store, out: Path, round_id: str | None = None, good_iou: float = TriageSettings().good_iou
-) -> Path:
+def report_round(store: Store, out: Path, round_id: str | None = None) -> Path:
     """Write a round's page, and an artifact with its figures that says where the page is; see `write_round_report`."""
     from engine.report.round_page import describe_round, summarise_round
 
-    made = write_round_report(store, out, round_id, good_iou=good_iou)
+    made = write_round_report(store, out, round_id)
     page = out.absolute()
     rows = [f"| {what} | {_as_markdown(value)} |" for what, value in describe_round(made)]
     lines = [_as_markdown(summarise_round(made)), "", "| | |", "|---|---|", *rows, ""]

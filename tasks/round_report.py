@@ -13,20 +13,20 @@ if TYPE_CHECKING:
     from engine.report.round_page import RoundReport
     from engine.store import Store
 
+_GOOD_IOU = TriageSettings().good_iou  # where no round says it
+
 
 def write_round_report(
     store: Store,
     out: Path,
     round_id: str | None = None,
     *,
-    good_iou: float = TriageSettings().good_iou,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> RoundReport:
     """Write the page of a round: the newest unless one is named, or of the newest model of a store without rounds.
 
     Args:
         out: the HTML file.
-        good_iou: IoU with people's from which an accepted mask is not wrong.
         progress: called with steps done, steps in all and the next one.
 
     Returns:
@@ -41,6 +41,9 @@ def write_round_report(
 
     check_page(out)
     report = read_report(store, round_id, progress)
+    triaged = report.data.scope.step("triage")
+    # A mask is wrong where it is not as good as the round's triage wanted it.
+    good_iou = float(triaged.numbers.get("good_iou", _GOOD_IOU)) if triaged else _GOOD_IOU
     accept_error = estimate_accept_error(store, report.data.scope.model, good_iou)
     with written_whole(out) as part:
         part.write_text(render_page(report, accept_error), encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,19 @@ def test_a_machine_that_is_fine() -> None:
     assert "ok   torch + torchvision" in result.stdout
     assert "bad" not in result.stdout
     assert "bad" not in run_doctor("--quiet").stdout
+
+
+@pytest.mark.slow
+def test_a_copy_that_was_installed_without_its_checkout_is_told(tmp_path: Path) -> None:
+    """As pip lays it out: the packages alone, somewhere else."""
+    for floor in ("flows", "tasks", "engine", "schemas"):
+        shutil.copytree(ROOT / floor, tmp_path / floor, ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", "flows.cli", "doctor", "--quiet"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180)
+    assert ran.returncode == 1, ran.stderr
+    assert f"checkout: {tmp_path} has no weights, weights/kept-out.json, label-studio.lock" in ran.stdout
+    assert "make install" in ran.stdout
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from coco_folder import write_coco
 
-from engine.finetune import ModelVersion, finetune_model
+from engine.finetune import FinetunedModel, finetune_model
 from engine.learn.data import read_coco
 from engine.models.loading import load_segmenter
 from engine.store import Store
@@ -108,7 +108,7 @@ def test_a_run_killed_before_its_version_was_recorded_has_nothing_to_learn_again
     settings = FinetuneSettings(steps=2, images=1, masks=1, rounds=2)
     done: list[int] = []
 
-    def learn() -> ModelVersion:
+    def learn() -> FinetunedModel:
         return finetune_model(
             nano, sets, None, settings, tmp_path / "models", progress=lambda at, *_: done.append(at)
         )

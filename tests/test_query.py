@@ -165,6 +165,17 @@ def test_what_is_not_reading_the_store_is_refused(filled: Store, folder: Path, s
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize("sql", ["PIVOT masks ON output_index", "EXPLAIN FROM (PIVOT masks ON output_index)"])
+def test_a_pivot_without_its_values_is_told_how_to_name_them(filled: Store, sql: str) -> None:
+    with pytest.raises(
+        QueryError, match=r"^PIVOT has to say which .* IN \('a', 'b'\) .*count\(\*\) FILTER \("
+    ):
+        filled.query(sql)
+    counted = filled.query("PIVOT masks ON output_index IN (0, 1) USING count(*) GROUP BY model")
+    apart = filled.query("SELECT model, count(*) FILTER (output_index = 0) AS a FROM masks GROUP BY model")
+    assert counted["0"].to_pylist() == apart["a"].to_pylist()
+
+
 def test_the_engine_itself_holds_the_fence_when_the_parser_is_passed_by(filled: Store, folder: Path) -> None:
     import duckdb
 

@@ -343,3 +343,18 @@ def test_accepted_masks_drawn_at_random_tell_how_many_are_wrong(tmp_path: Path) 
     [(wrong,)] = fetch(store, f"SELECT count(*) FROM labels WHERE coalesce(iou, 0) < {good}")
     told = Page(page.read_text()).sections["triage"]
     assert re.search(rf"{100 * wrong / 8:.1f} % \(.*people judged 8 of 8 accepted masks", told)
+
+
+@pytest.mark.parametrize("good_iou", [0.3, 0.9])
+def test_the_report_calls_wrong_what_the_triage_of_its_round_did(tmp_path: Path, good_iou: float) -> None:
+    store, page = label(tmp_path, ["a.png", "b.png"]), tmp_path / "page.html"
+    answer(store, MODEL, count=8, chosen_by="random")
+    numbers = {"decisions": {}, "good_iou": good_iou}
+    store.append("rounds", [step("triage", MODEL, numbers, datetime.now(UTC))])
+    with pytest.raises(SystemExit, match="0"):
+        main(["report", "--store", store.files.label, "--out", str(page)])
+    below = "SELECT count(*) FROM labels WHERE coalesce(iou, 0) < "
+    [(wrong,)], [(by_default,)] = (fetch(store, below + str(of)) for of in (good_iou, 0.7))
+    assert wrong != by_default
+    told = Page(page.read_text()).sections["triage"]
+    assert re.search(rf"{100 * wrong / 8:.1f} % \(.*people judged 8 of 8 accepted masks", told)

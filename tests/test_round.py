@@ -134,6 +134,8 @@ def test_a_round_waits_goes_on_after_every_kill_does_nothing_twice_and_the_next_
     assert "The same command goes on" in begun
     assert command.rows() == [(step, "done") for step in STEPS[:3]]
     assert fetch(command.store, "SELECT sum(len(mask_ids)) FROM reviews") == [(10,)]
+    decided = "SELECT numbers->>'good_iou', numbers->>'warning' FROM rounds WHERE step = 'triage'"
+    assert fetch(command.store, decided) == [("0.7", "")], "the report asks for it"
 
     truth |= write_scenes(tmp_path / "pool", range(704, 706))
     still = command.run()
@@ -242,7 +244,7 @@ def test_what_cannot_work_is_said_before_any_work(tmp_path: Path) -> None:
         (["--report", "nowhere/page.html"], "There is no folder"),
         (["--settings", "none.json"], "cannot be read as JSON"),
         (["--settings", "list.json"], "has to hold an object"),
-        (["--strategy", "guess"], "--acquisition-strategy"),
+        (["--strategy", "guess"], "gapmap: --strategy: "),
     ):
         command = [sys.executable, "-m", "flows.cli", "round", "pool", "--store", "masks", *options]
         where = {**os.environ, "PYTHONPATH": str(ROOT)}

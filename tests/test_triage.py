@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from store_rows import MODEL
 from triage_rows import NOW, box_rle, commit_scored, decisions_of, label_row, review_row
 
 from engine.store import Store
-from engine.triage.costs import Costs, Evidence, learn_costs
+from engine.triage.costs import Costs, Evidence, learn_costs, warn_of_accepting
 from engine.triage.decisions import DECISIONS, decide_masks
 from engine.triage.duplicates import settle_duplicates
 from engine.triage.evidence import read_evidence
@@ -133,6 +134,19 @@ def test_where_a_wrong_label_costs_less_than_a_look_everything_is_accepted() -> 
     assert cheap.threshold == 0
     for q in (0.0, 0.3, 0.7, 1.0):
         assert decide(q, cheap, larger=0.5) == "accept"
+
+
+def test_slow_answers_that_make_triage_accept_everything_are_told() -> None:
+    slow = after(masks_K=np.ones(12), wrong_K=np.ones(12), seconds_K=np.full(12, 90.0))
+    assert (slow.threshold, COSTS.threshold > 0.5) == (0, True)
+    assert re.search(
+        r"mending \d\d s more, .* costs 30 s.*--error-seconds", warn_of_accepting(slow, SETTINGS)
+    )
+    dear = TriageSettings(error_s=600)
+    assert not warn_of_accepting(replace(slow, error=dear.error_s), dear)
+    assert not warn_of_accepting(COSTS, SETTINGS)
+    cheap = TriageSettings(error_s=2)
+    assert not warn_of_accepting(learn_costs(NOBODY, cheap), cheap), "who set it knows"
 
 
 # A store.

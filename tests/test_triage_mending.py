@@ -569,6 +569,28 @@ def test_explain_says_what_would_be_decided_and_why_and_writes_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("option", ["--explain", "--larger=none"])
+def test_triage_tells_that_slow_answers_made_it_accept_everything(
+    labelled: Path,
+    tmp_path: Path,
+    option: str,
+    prefect_server: dict[str, str],
+) -> None:
+    store = copy_store(labelled, tmp_path)
+    answered = [
+        label_row(row, "fixed", task="t", seconds=500.0, iou=0.5) for row in [*masks_of(store).values()][:8]
+    ]
+    store.append("labels", answered)
+    command = [sys.executable, "-m", "flows.cli", "triage", "--store", store.files.label, "--device", "cpu"]
+    ran = subprocess.run(
+        [*command, option], cwd=tmp_path, env=prefect_server, capture_output=True, text=True, timeout=300
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "Nothing is left to people, whatever its score" in ran.stderr
+    assert "--error-seconds" in ran.stderr
+
+
+@pytest.mark.slow
 def test_the_command_mends_once_and_writes_down_what_is_left(
     labelled: Path, nano: Segmenter, tmp_path: Path, prefect_server: dict[str, str]
 ) -> None:

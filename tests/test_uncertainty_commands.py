@@ -12,6 +12,7 @@ import pytest
 from coco_folder import write_coco
 
 from engine.store import Store
+from engine.uncertainty.head_files import read_heads
 
 ROOT = Path(__file__).parents[1]
 METHODS = {"sam_score", "entropy", "H_Y", "H_A", "H_Xp", "H_Theta", "delta", "delta_star", "random", "oracle"}
@@ -91,6 +92,22 @@ def test_heads_are_fitted_used_and_evaluated(tmp_path: Path) -> None:
     assert refitted.returncode == 0, refitted.stderr
     assert "Δ*" in refitted.stdout
     assert "heads that see iou_token" in refitted.stdout
+
+
+def test_no_larger_model_can_be_asked_for_in_a_word(tmp_path: Path) -> None:
+    """As `gapmap round` and `triage` take it."""
+    labelled = write_coco(tmp_path / "labelled", range(910_000, 910_010))
+    heads = tmp_path / "own.heads.safetensors"
+    few = ["--model", "sam-nano", "--larger", "none", "--tokens", tmp_path / "tokens"]
+    few += ["--data", labelled, "--objects", 2, "--automatic", 0]
+    fitted = gapmap("fit-heads", *few, "--out", heads)
+    assert fitted.returncode == 0, fitted.stderr
+    assert "model_gap" not in read_heads(heads).names
+    judged = gapmap(
+        "evaluate", "uncertainty", *few, "--refit", "--no-baselines", "--no-ablation", "--seeds", 1
+    )
+    assert judged.returncode == 0, judged.stderr
+    assert "larger none" in judged.stdout
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ A file that cannot be used is an `ImageError` with a reason, never the end of a 
 
 from __future__ import annotations
 
-from engine.pool.address import check_address
+from engine.pool.address import check_addresses
 from engine.pool.decoding import decode_image
 from engine.pool.jpeg import strip_jpeg
 from engine.pool.listing import list_pool
@@ -15,7 +15,7 @@ from engine.pool.tiles import tile_boxes
 
 __all__ = [
     "Outcome",
-    "check_address",
+    "check_addresses",
     "decode_image",
     "fetch_bytes",
     "hash_image",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -15,6 +16,7 @@ from schemas.errors import ConfigError, nearest_name
 ARCHIVES = ("zip", "tar", "libarchive")
 _LOCAL = ("file", "local")
 _MAGIC = re.compile(r"[*?[]")
+_URL_AS_PATH = re.compile(r"^([a-z][a-z0-9+.-]*):/(?!/)", re.IGNORECASE)
 _USERINFO = re.compile(r"^([a-z][a-z0-9+.-]*://)([^/?#]*)@", re.IGNORECASE)
 _USERINFO_IN_TEXT = re.compile(r"([a-z][a-z0-9+.-]*://)[^/?#\s'\"]*@", re.IGNORECASE)
 _SECRET_NAME = (
@@ -138,22 +140,20 @@ def without_credentials(url: str) -> str:
     return "::".join(_clean_part(part) for part in url.split("::"))
 
 
-def check_address(url: str, what: str) -> None:
-    """Check the address of a `what` (a pool, a store …) before anything keeps it.
+def check_addresses(**given: str | Path | Iterable[str | Path] | None) -> None:
+    """Check all addresses of a run (a pool, a store …), by what each is, `_` for a blank; None is not given.
+
+    To be called before the flow is: Prefect keeps a run's parameters from before it begins.
 
     Raises:
-        ConfigError: it is empty (which would mean the working folder), or carries credentials. The message
+        ConfigError: one is empty (which would mean the working folder), or carries credentials. The message
             is free of them, and says where they belong.
     """
-    if not url:
-        raise ConfigError(f"The {what} needs an address; the one given is empty.")
-    clean = without_credentials(url)
-    if clean != url:
-        raise ConfigError(
-            f"The {what} {clean} carries credentials, and Prefect keeps addresses in its database and logs. "
-            "Give them in the environment or in fsspec's configuration (docs/pool.md shows how); "
-            "signed URLs of images belong in a list."
-        )
+    for what, addresses in given.items():
+        for address in (addresses,) if isinstance(addresses, str | Path) else addresses or ():
+            # A URL that was made a path has lost a slash.
+            url = _URL_AS_PATH.sub(r"\1://", str(address)) if isinstance(address, Path) else address
+            _check_address(url, what.replace("_", " "))
 
 
 def redact(text: str) -> str:
@@ -169,6 +169,18 @@ def printable(text: str) -> str:
 def last_name(url: str) -> str:
     """The file name at the end of a URL's path, percent-decoded, query left out."""
     return Path(unquote(urlsplit(url).path)).name
+
+
+def _check_address(url: str, what: str) -> None:
+    if not url:
+        raise ConfigError(f"The {what} needs an address; the one given is empty.")
+    clean = without_credentials(url)
+    if clean != url:
+        raise ConfigError(
+            f"The {what} {clean} carries credentials, and Prefect keeps addresses in its database and logs. "
+            "Give them in the environment or in fsspec's configuration (docs/pool.md shows how); "
+            "signed URLs of images belong in a list."
+        )
 
 
 def _filesystem_class(protocol: str) -> type[AbstractFileSystem]:

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 Progress = Callable[[float], None]
 
 _ALLOWED = "Allowed is one SELECT, WITH, FROM, VALUES, DESCRIBE, SHOW, SUMMARIZE or EXPLAIN of such."
+# DuckDB looks the values up for such a one in a table that it makes first.
+_WHY_NO_PIVOT = (
+    "PIVOT has to say which values become columns: PIVOT … ON column IN ('a', 'b') …. "
+    "Or count them apart: count(*) FILTER (column = 'a')."
+)
 _READING_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
 _TABLE_FUNCTIONS = {
     "unnest",
@@ -53,6 +58,8 @@ def check_sql(con: duckdb.DuckDBPyConnection, sql: str) -> str:
         if len(statements) != 1:
             raise QueryError(f"Expected one SQL statement, got {len(statements)}. {_ALLOWED}")
         kind = statements[0].type.name
+        if kind == "MULTI":
+            raise QueryError(_WHY_NO_PIVOT)
         inner, explain = sql, ""
         if kind == "EXPLAIN":
             found = _EXPLAIN.match(sql)

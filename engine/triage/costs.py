@@ -10,7 +10,7 @@ Shape suffixes: N masks, A answers, K tasks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -110,6 +110,18 @@ def learn_costs(evidence: Evidence, settings: TriageSettings) -> Costs:
         prompt=rate * machine["better prompt"],
         kept={name: _fit_share(evidence, name, settings.gap_trust) for name in machine},
         answers=len(evidence.iou_A),
+    )
+
+
+def warn_of_accepting(costs: Costs, settings: TriageSettings) -> str:
+    """A sentence where the times that were learnt make accepting the cheapest for every mask, and those set would not; else empty."""
+    as_set = replace(costs, look=settings.look_s, fix=settings.fix_s)
+    if costs.threshold > 0 or as_set.threshold == 0:
+        return ""
+    return (
+        f"Nothing is left to people, whatever its score: going by their answers a look takes {costs.look:.0f} s and mending "
+        f"{costs.fix:.0f} s more, and a wrong mask that is accepted costs {costs.error:.0f} s. If it costs you more, say so: "
+        "--error-seconds (error_s in a flow's settings)."
     )
 
 
