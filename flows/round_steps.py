@@ -104,15 +104,19 @@ class RoundSteps:
     def learn(self, model: str) -> Numbers:
         """A new version; one that was taught the same answers by another run, or by this one before it was killed, is it."""
         from engine.judging import find_unjudged
-        from engine.learn.answers import read_lessons, why_wait
+        from engine.learn.answers import find_latest_answer, read_lessons, why_wait
         from engine.learn.checkpoints import hold_models
 
         with hold_models(self.out):
             taught = find_unjudged(self.target, model)
             if taught and why_wait(self.target, self.name, self.least_new, self.longest_wait_h):
                 return summarise_version(taught).model_dump()
+            answered_until = find_latest_answer(self.target)
             if not read_lessons(self.data, self.target):
-                return {"skipped": "all that people answered is kept out or no object: nothing to learn from"}
+                return {
+                    "skipped": "all that people answered is kept out or no object: nothing to learn from",
+                    "answered_until": answered_until and answered_until.isoformat(),
+                }
             data, settings = [str(path) for path in self.data], self.settings.finetune
             made = finetune(
                 str(self.out),
