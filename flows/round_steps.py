@@ -68,10 +68,13 @@ class RoundSteps:
 
     def ask_more(self) -> Numbers:
         """While people are answering: what is new in the pool too, and others in the place of what was skipped."""
-        labelled = self.label()
-        if labelled["images"]:
-            self.decide(labelled["model"])
-        return self.ask(labelled["model"])
+        from engine.triage.triage import count_undecided
+
+        model = str(self.label()["model"])
+        # Asked of the store: others label too, and a run may be killed between the two.
+        if count_undecided(self.target, model):
+            self.decide(model)
+        return self.ask(model)
 
     def fetch(self) -> None:
         review_pull(self.store, self.queue, *self.where)
