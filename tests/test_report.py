@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
-from round_rows import QUEUE, answer, decide, read_masks, step, teach, whole_round
+from round_rows import QUEUE, answer, decide, label_again, read_masks, step, teach, whole_round
 from store_rows import MODEL, fetch, image_row, mask_rows, tables_of
 
 from engine.masks.map_crop import MapCrop
@@ -299,6 +299,27 @@ def test_a_new_version_is_judged_by_images_that_it_did_not_learn_from(tmp_path: 
     assert sum(before.count) == 40
     assert 0 < sum(after.count) == kept_out
     assert after.learnt == 40 - kept_out
+
+
+@pytest.mark.parametrize("scored_first", [False, True])
+def test_a_new_version_is_not_judged_by_answers_that_its_heads_were_fitted_to(
+    tmp_path: Path, scored_first: bool
+) -> None:
+    """People answer while it learns, or once it has labelled the pool."""
+    store = label(tmp_path, [f"{place}.png" for place in range(12)])
+    teach(store, MODEL, NEW)
+    if scored_first:
+        label_again(store, MODEL, NEW)
+    answer(store, MODEL, count=40)
+    if not scored_first:
+        label_again(store, MODEL, NEW)
+    images = fetch(store, "SELECT image_id FROM labels")
+    kept_out = sum(int(image_id[:8], 16) % 5 == 0 for (image_id,) in images)
+    after = read_report(store).calibrations[-1]
+    assert after.model == NEW
+    assert 0 < kept_out < 40
+    assert after.learnt == (0 if scored_first else 40 - kept_out)
+    assert sum(after.count) == 40 - after.learnt
 
 
 def test_intervals_are_those_of_clopper_and_pearson() -> None:
