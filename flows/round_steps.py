@@ -145,21 +145,23 @@ class RoundSteps:
         """The pool by the new version with heads and a refiner of its own, decided on anew."""
         if not verdict["promoted"]:
             return {"skipped": verdict.get("skipped", "the version was refused")}
+        from engine.learn.checkpoints import hold_models
         from engine.promotion import load_labeller
         from engine.triage.menders import find_larger
 
         # Heads without the larger model would know no model_gap, and nothing would ever go to it again.
         larger = find_larger(load_labeller(self.target, parent, self.device), self.larger)
-        refit_version(
-            Path(learnt["weights"]),
-            self.data,
-            self.store,
-            self.settings.refiner_steps,
-            self.settings.refit_scenes,
-            larger,
-            self.device,
-            keep=True,
-        )
+        with hold_models(self.out):  # the deployment may be at it
+            refit_version(
+                Path(learnt["weights"]),
+                self.data,
+                self.store,
+                self.settings.refiner_steps,
+                self.settings.refit_scenes,
+                larger,
+                self.device,
+                kept_since=0,  # whoever fitted them
+            )
         labelled = self.label()
         return {**labelled, "triage": self.decide(str(labelled["model"]))}
 
