@@ -17,11 +17,18 @@ from engine.models.loading import load_segmenter
 from engine.models.segmenter import Segmenter
 from engine.report.learning_plots import draw_learning
 from engine.store import Store
+from engine.uncertainty.head_files import SUFFIX as HEADS
+from engine.uncertainty.refiner_files import SUFFIX as REFINER
 from schemas.errors import ConfigError
 from schemas.settings import FinetuneSettings
 
 CHECKPOINT = "finetune.checkpoint"
-"""What a killed run goes on from, in the folder of the models; also one that was killed before its version was recorded."""
+"""What a killed run goes on from, in the folder of the models; also one that was killed before its version was recorded, or had a
+refiner and heads."""
+_NEWEST = """
+    SELECT *, model IN (SELECT model FROM promotions WHERE action = 'refused') AS refused FROM models
+    WHERE parent IS NOT NULL AND name = $name ORDER BY created_at DESC LIMIT 1
+"""
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ def finetune_model(
     """Fine-tune a model and write the new version to OUT/VERSION/NAME.safetensors, and how it went to learning.png there.
 
     Killed at any moment, the same call goes on from the last checkpoint. That is left in the folder: it is to be removed
-    once the version is recorded, so that nothing is lost in between.
+    once the version is recorded and has its refiner and heads, so that nothing is lost in between.
 
     Args:
         segmenter: the model to begin with.
@@ -106,3 +113,21 @@ def finetune_model(
     said = {**about, "data": {**about["data"], **until}}
     texts = {key: json.dumps(said[key], sort_keys=True) for key in ("data", "settings", "metrics")}
     return FinetunedModel(path, {**describe_model(new), "parent": segmenter.model_id, **texts})
+
+
+def find_unfitted(store: Store, name: str, out: Path) -> dict[str, Any] | None:
+    """The newest version of a model, as its row of `models`, where the run that made it was killed before it had a refiner and heads;
+    None where all is done, no run was killed, or the version was refused.
+
+    Args:
+        name: what the model is called, whatever its version.
+        out: folder of the model's versions. A version that was to be left without has no checkpoint there.
+    """
+    if not (out / CHECKPOINT).is_file():
+        return None
+    rows = store.read(lambda snapshot: snapshot.rows(_NEWEST, {"name": name}))
+    if not rows or rows[0]["refused"]:
+        return None
+    weights = Path(rows[0]["source"])
+    fitted = [weights.with_name(weights.stem + suffix).is_file() for suffix in (REFINER, HEADS)]
+    return rows[0] if weights.is_file() and not all(fitted) else None

@@ -16,7 +16,7 @@ from engine.store import Store
 from schemas.errors import ConfigError
 
 _UNJUDGED = """
-    FROM (FROM models WHERE parent IS NOT NULL ORDER BY created_at DESC LIMIT 1)
+    FROM (FROM models WHERE parent IS NOT NULL AND name = split_part($parent, '@', 1) ORDER BY created_at DESC LIMIT 1)
     WHERE parent = $parent AND json_exists(data, '$.human.answers') AND model NOT IN (SELECT model FROM promotions)
     AND model NOT IN (SELECT model FROM rounds WHERE step = 'promote')
 """
@@ -51,7 +51,7 @@ def find_unjudged(store: Store, parent: str) -> dict[str, Any] | None:
     Args:
         parent: that it has to come from, name@version; of another's child nothing is said.
 
-    Returns None also where its weights are gone, or something else was fine-tuned later.
+    Returns None also where its weights are gone, or something else of the same name was fine-tuned later.
     """
     rows = store.read(lambda snapshot: snapshot.rows(_UNJUDGED, {"parent": parent}))
     return rows[0] if rows and Path(rows[0]["source"]).is_file() else None

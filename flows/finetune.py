@@ -84,8 +84,9 @@ def finetune(
     """Fine-tune a model on people's masks without forgetting what it knew.
 
     Of every labelled set the last fifth of the groups is never learnt from, and of people's answers a fifth of the images. Killed at any moment, the same run goes
-    on from its checkpoint in `out`.
+    on from its checkpoint in `out`. With `least_new`, a version that has no refiner or heads because a run was killed gets them, whatever was answered.
     """
+    from engine.finetune import CHECKPOINT, find_unfitted
     from engine.learn.answers import find_latest_answer, read_lessons, why_wait
     from engine.learn.checkpoints import hold_models
     from engine.models.allocator import keep_freed_memory
@@ -105,14 +106,28 @@ def finetune(
     def why_skip(name: str) -> str:
         return why_wait(target, name, least_new, longest_wait_h) if target is not None and least_new else ""
 
+    def find_left(name: str) -> dict[str, Any] | None:
+        return find_unfitted(target, name, Path(out)) if target is not None and refit else None
+
+    def finish(weights: Path) -> None:
+        """The checkpoint goes last: until then the run can be killed, and what it fitted stays."""
+        checkpoint = Path(out) / CHECKPOINT
+        if refit:
+            since = checkpoint.stat().st_mtime
+            refit_version(weights, paths, store, refiner_steps, refit_scenes, larger, device, since)
+        checkpoint.unlink(missing_ok=True)
+
+    paths = [Path(path) for path in data]
     name = model.removeprefix(CURRENT) if model.startswith(CURRENT) else name_model(model)
-    if why := why_skip(name):
+    if (why := why_skip(name)) and find_left(name) is None:
         return Completed(name="Skipped", message=why)
     with hold_models(Path(out)):
         segmenter = load_segmenter(resolve_model(target, model) if target else model, device=device)
         if why := why_skip(segmenter.name):  # another run has learnt from them while this one waited
-            return Completed(name="Skipped", message=why)
-        paths = [Path(path) for path in data]
+            if (left := find_left(segmenter.name)) is None:
+                return Completed(name="Skipped", message=why)
+            finish(Path(left["source"]))
+            return summarise_version(left)
         answered_until = find_latest_answer(target) if target else None
         sets = read_lessons(paths, target)
         if not sets:
@@ -128,8 +143,7 @@ def finetune(
                 "Nothing kept the model from forgetting: the store has no image of it that people have not labelled. "
                 "Label a pool of other images too."
             )
-        if refit:
-            refit_version(made.path, paths, store, refiner_steps, refit_scenes, larger, device)
+        finish(made.path)
     return summary
 
 
@@ -154,11 +168,11 @@ def refit_version(
     scenes: int,
     larger: str | None,
     device: str | None,
-    keep: bool = False,
+    kept_since: float,
 ) -> None:
     """A refiner and heads of a new version, beside its weights: its tokens mean something else than its parent's.
 
-    With `keep`, what is there stays as it is.
+    Those that were written from `kept_since` on, seconds since the epoch, stay as they are.
     """
     from engine.fitted_heads import make_heads
     from engine.fitted_refiner import make_refiner
@@ -171,9 +185,13 @@ def refit_version(
     def progress(what: str, done: int, total: int) -> None:
         tell_steps(done, total, what)
 
+    def is_kept(suffix: str) -> bool:
+        path = weights.with_name(weights.stem + suffix)
+        return path.is_file() and path.stat().st_mtime >= kept_since
+
     log = get_run_logger()
     model, answers = str(weights), Store(store) if store else None
-    if not (keep and weights.with_name(weights.stem + REFINER).is_file()):
+    if not is_kept(REFINER):
         settings = RefinerSettings(steps=refiner_steps)
 
         def fit() -> None:
@@ -189,7 +207,7 @@ def refit_version(
         except StaleCheckpointError as error:  # more was answered since it was killed
             error.path.unlink()
             fit()
-    if keep and weights.with_name(weights.stem + HEADS).is_file():
+    if is_kept(HEADS):
         return
     tokens = Store(str(weights.parent / "tokens"))
     heads, _ = make_heads(

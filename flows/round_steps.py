@@ -68,10 +68,13 @@ class RoundSteps:
 
     def ask_more(self) -> Numbers:
         """While people are answering: what is new in the pool too, and others in the place of what was skipped."""
-        labelled = self.label()
-        if labelled["images"]:
-            self.decide(labelled["model"])
-        return self.ask(labelled["model"])
+        from engine.triage.triage import count_undecided
+
+        model = str(self.label()["model"])
+        # Asked of the store: others label too, and a run may be killed between the two.
+        if count_undecided(self.target, model):
+            self.decide(model)
+        return self.ask(model)
 
     def fetch(self) -> None:
         review_pull(self.store, self.queue, *self.where)
@@ -104,15 +107,19 @@ class RoundSteps:
     def learn(self, model: str) -> Numbers:
         """A new version; one that was taught the same answers by another run, or by this one before it was killed, is it."""
         from engine.judging import find_unjudged
-        from engine.learn.answers import read_lessons, why_wait
+        from engine.learn.answers import find_latest_answer, read_lessons, why_wait
         from engine.learn.checkpoints import hold_models
 
         with hold_models(self.out):
             taught = find_unjudged(self.target, model)
             if taught and why_wait(self.target, self.name, self.least_new, self.longest_wait_h):
                 return summarise_version(taught).model_dump()
+            answered_until = find_latest_answer(self.target)
             if not read_lessons(self.data, self.target):
-                return {"skipped": "all that people answered is kept out or no object: nothing to learn from"}
+                return {
+                    "skipped": "all that people answered is kept out or no object: nothing to learn from",
+                    "answered_until": answered_until and answered_until.isoformat(),
+                }
             data, settings = [str(path) for path in self.data], self.settings.finetune
             made = finetune(
                 str(self.out),
@@ -138,21 +145,23 @@ class RoundSteps:
         """The pool by the new version with heads and a refiner of its own, decided on anew."""
         if not verdict["promoted"]:
             return {"skipped": verdict.get("skipped", "the version was refused")}
+        from engine.learn.checkpoints import hold_models
         from engine.promotion import load_labeller
         from engine.triage.menders import find_larger
 
         # Heads without the larger model would know no model_gap, and nothing would ever go to it again.
         larger = find_larger(load_labeller(self.target, parent, self.device), self.larger)
-        refit_version(
-            Path(learnt["weights"]),
-            self.data,
-            self.store,
-            self.settings.refiner_steps,
-            self.settings.refit_scenes,
-            larger,
-            self.device,
-            keep=True,
-        )
+        with hold_models(self.out):  # the deployment may be at it
+            refit_version(
+                Path(learnt["weights"]),
+                self.data,
+                self.store,
+                self.settings.refiner_steps,
+                self.settings.refit_scenes,
+                larger,
+                self.device,
+                kept_since=0,  # whoever fitted them
+            )
         labelled = self.label()
         return {**labelled, "triage": self.decide(str(labelled["model"]))}
 

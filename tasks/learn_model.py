@@ -38,9 +38,10 @@ def learn_model(
 ) -> FinetunedModel:
     """Fine-tune, and record the new version in the store; see `engine.finetune.finetune_model`.
 
-    With `anew`, a checkpoint of other labels or settings is removed: nobody is there who could decide.
+    The checkpoint is left, for the caller to remove when there is nothing more to do. With `anew`, one of other labels or settings
+    is removed: nobody is there who could decide.
     """
-    from engine.finetune import CHECKPOINT, finetune_model
+    from engine.finetune import finetune_model
     from engine.learn.checkpoints import StaleCheckpointError
     from tasks.progress import tell_steps
 
@@ -86,7 +87,6 @@ def learn_model(
             made = learn()
     if store is not None:
         store.record_model(made.record)
-    (out / CHECKPOINT).unlink(missing_ok=True)
     if lost := json.loads(made.record["metrics"])["lost"]:
         log.warning("%d images of the pool could not be opened: others were learnt from in their place", lost)
     update_progress_artifact(artifact, 100.0)  # type: ignore[arg-type]

@@ -24,14 +24,14 @@ def read_masks(store: Store, model: str) -> list[dict[str, Any]]:
     return store.query(sql).to_pylist()
 
 
-def decide(store: Store, model: str, *, asked: int) -> None:
+def decide(store: Store, model: str, *, asked: int, triage: str = "t1") -> None:
     """The most uncertain ones for people, three for machines, the rest accepted."""
     rows = []
     for place, mask in enumerate(read_masks(store, model)):
         decision = "people" if place < asked else ("larger model" if place < asked + 3 else "accept")
         good = 1 - mask["uncertainty"]
         rows.append(
-            {"triage_id": "t1", "mask_id": mask["mask_id"], "image_id": mask["image_id"], "model": model}
+            {"triage_id": triage, "mask_id": mask["mask_id"], "image_id": mask["image_id"], "model": model}
             | {"decision": decision, "p_good": good, "cost": 10.0 if decision == "people" else 5 * (1 - good)}
             | {"gain": 2.5 if decision == "larger model" else 0.0, "decided_at": datetime.now(UTC)}
         )

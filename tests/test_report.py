@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
-from round_rows import QUEUE, answer, decide, read_masks, step, teach, whole_round
+from round_rows import QUEUE, answer, decide, label_again, read_masks, step, teach, whole_round
 from store_rows import MODEL, fetch, image_row, mask_rows, tables_of
 
 from engine.masks.map_crop import MapCrop
@@ -260,6 +260,35 @@ def test_an_older_round_is_told_of_by_its_own_rows(tmp_path: Path) -> None:
         read_report(store, "r3")
 
 
+def test_a_round_keeps_its_decisions_when_more_is_decided_while_people_answer_and_after_it(
+    tmp_path: Path,
+) -> None:
+    """Eighteen masks; of an image the newest triage alone is seen."""
+    store = label(tmp_path, ["a.png", "b.png", "c.png"])
+    began = datetime.now(UTC) - timedelta(minutes=2)
+    decide(store, MODEL, asked=4)
+    total = {"p_good": 0.8, "cost": 20.0, "gain": 0.0}
+    numbers = {"decisions": {"accept": {**total, "masks": 11}, "larger model": {**total, "masks": 0}}}
+    numbers["decisions"]["people"] = {**total, "masks": 7}
+    steps = [step("pseudolabel", MODEL, {}, began), step("triage", MODEL, numbers, began)]
+    store.append("rounds", steps)
+    decide(store, MODEL, asked=6, triage="t2")
+    told = [(of["decision"], of["masks"]) for of in read_report(store).data.decisions]
+    assert told == [("accept", 9), ("people", 6), ("larger model", 3)]
+
+    store.append("rounds", [step("pseudolabel", MODEL, {}, datetime.now(UTC), round_id="r2")])
+    told = [(of["decision"], of["masks"]) for of in read_report(store, "r1").data.decisions]
+    assert told == [("accept", 9), ("people", 6), ("larger model", 3)]
+    assert read_report(store).data.decisions == []
+    decide(store, MODEL, asked=2, triage="t3")
+    older = read_report(store, "r1")
+    assert older.data.decisions == [
+        {"decision": "accept", "share": pytest.approx(11 / 18), **total, "masks": 11},
+        {"decision": "people", "share": pytest.approx(7 / 18), **total, "masks": 7},
+    ], "as its triage wrote them down"
+    assert " accept 11 61.1 % 0.80 " in Page(render_page(older)).sections["triage"]
+
+
 def test_a_new_version_is_judged_by_images_that_it_did_not_learn_from(tmp_path: Path) -> None:
     store = label(tmp_path, [f"{place}.png" for place in range(12)])
     whole_round(store, MODEL, NEW, asked=40, answered=40)
@@ -270,6 +299,27 @@ def test_a_new_version_is_judged_by_images_that_it_did_not_learn_from(tmp_path: 
     assert sum(before.count) == 40
     assert 0 < sum(after.count) == kept_out
     assert after.learnt == 40 - kept_out
+
+
+@pytest.mark.parametrize("scored_first", [False, True])
+def test_a_new_version_is_not_judged_by_answers_that_its_heads_were_fitted_to(
+    tmp_path: Path, scored_first: bool
+) -> None:
+    """People answer while it learns, or once it has labelled the pool."""
+    store = label(tmp_path, [f"{place}.png" for place in range(12)])
+    teach(store, MODEL, NEW)
+    if scored_first:
+        label_again(store, MODEL, NEW)
+    answer(store, MODEL, count=40)
+    if not scored_first:
+        label_again(store, MODEL, NEW)
+    images = fetch(store, "SELECT image_id FROM labels")
+    kept_out = sum(int(image_id[:8], 16) % 5 == 0 for (image_id,) in images)
+    after = read_report(store).calibrations[-1]
+    assert after.model == NEW
+    assert 0 < kept_out < 40
+    assert after.learnt == (0 if scored_first else 40 - kept_out)
+    assert sum(after.count) == 40 - after.learnt
 
 
 def test_intervals_are_those_of_clopper_and_pearson() -> None:

@@ -29,8 +29,10 @@ from engine.review.label_studio import LabelStudioQueue
 from engine.review.opening import open_queue
 from engine.review.pull import pull_answers
 from engine.review.push import push_masks
+from engine.rounds import RoundJournal
 from engine.store import Store
 from schemas.errors import ConfigError, TransientError
+from schemas.round_settings import RoundSettings
 
 ROOT = Path(__file__).parents[1]
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
@@ -170,6 +172,45 @@ def test_answers_pulled_while_a_model_learnt_are_new_to_it_and_to_every_other_mo
     assert not why_wait(store, "other", both), "nobody had answered when it began"
     learn("3", {})
     assert why_wait(store, "nano", 1).startswith("0 masks"), "a row of before says when it was written"
+
+
+def test_a_round_that_found_nothing_to_learn_from_is_not_begun_again_for_the_same_answers(
+    store: Store, tmp_path: Path
+) -> None:
+    from flows.round_steps import RoundSteps
+
+    model, side = "nano@0123456789ab", FolderSide(tmp_path / "queue")
+    push_masks(store, side.queue, 100)
+    first, *others = side.tasks()
+
+    def answer_no_object(tasks: list[Any]) -> int:
+        answered = 0
+        for task in tasks:
+            regions = task["predictions"][0]["result"]
+            about = {"to_name": "image", "type": "choices", "from_name": "verdict"}
+            no = [{**about, "id": of["id"], "value": {"choices": ["no object"]}} for of in regions]
+            side.answer(task, [*regions, *no])
+            answered += len(regions)
+        pull_answers(store, side.queue)
+        return answered
+
+    page, wait = tmp_path / "report.html", 1
+    work = RoundSteps(
+        store, "pool", store.files.label, "nano", tmp_path / "models", [], None, ("gapmap", None, None), 100, None, wait,
+        None, page, RoundSettings(), "cpu",
+    )  # fmt: skip
+    answer_no_object(others)
+    assert not work.why_wait(model)
+    skipped = RoundJournal(store).run("finetune", model, lambda: work.learn(model))
+    assert "nothing to learn from" in skipped["skipped"]
+    assert work.why_wait(model, exhausted=True).startswith("0 masks were answered"), (
+        "or every run would be a round"
+    )
+    new = answer_no_object([first])
+    assert new
+    assert not why_wait(store, "nano", new)
+    assert why_wait(store, "nano", new + 1).startswith(f"{new} masks")
+    assert not why_wait(store, "other", new + 1), "another model's round has not tried"
 
 
 def test_a_mask_that_all_others_took_away_is_not_learnt_from(store: Store, tmp_path: Path) -> None:

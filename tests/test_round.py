@@ -171,6 +171,27 @@ def test_a_round_waits_goes_on_after_every_kill_does_nothing_twice_and_the_next_
     assert command.rows() == [(step, "done") for step in STEPS[:3]]
 
 
+@pytest.mark.slow
+def test_images_that_another_run_labels_while_people_answer_are_decided_on_and_asked_about(
+    prefect_server: dict[str, str], tmp_path: Path
+) -> None:
+    write_scenes(tmp_path / "pool", range(740, 742))
+    command = RoundCommand(tmp_path, prefect_server, "--budget", 40)
+    command.run()
+    write_scenes(tmp_path / "pool", range(742, 744))
+    given = ["pool", "--store", "masks", "--model", "current:sam-nano", "--points-per-side", "8"]
+    label = [sys.executable, "-m", "flows.cli", "label", *given]
+    subprocess.run(label, cwd=tmp_path, env=prefect_server, check=True, capture_output=True, timeout=600)
+    command.run()
+    undecided = "SELECT count(*) FROM masks WHERE mask_id NOT IN (SELECT mask_id FROM decisions)"
+    assert fetch(command.store, f"{undecided} AND replaced_by IS NULL") == [(0,)]
+    assert fetch(command.store, "SELECT count(DISTINCT image_id) FROM reviews") == [(4,)]
+    decided = "SELECT count(DISTINCT triage_id) FROM decisions"
+    before = fetch(command.store, decided)
+    command.run()
+    assert fetch(command.store, decided) == before, "nothing is new: nothing is decided again"
+
+
 def write_version(folder: Path, noise: float, seed: int) -> Path:
     """sam-nano with its decoder disturbed."""
     weights = load_file(MODELS["sam-nano"].path)

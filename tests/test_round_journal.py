@@ -121,13 +121,15 @@ def test_one_run_holds_a_round_and_a_killed_one_lets_go(store: Store) -> None:
         pass
 
 
-def record_version(store: Store, version: str, folder: Path, *, parent: str | None, sets: list[str]) -> str:
+def record_version(
+    store: Store, version: str, folder: Path, *, parent: str | None, sets: list[str], name: str = "nano"
+) -> str:
     weights = folder / f"{version}.safetensors"
     weights.write_bytes(b"weights")
-    about = {"name": "nano", "version": version, "package": "segment-anything", "sha256": version}
+    about = {"name": name, "version": version, "package": "segment-anything", "sha256": version}
     data = json.dumps({"human": dict.fromkeys(sets, 3)})
     size = {"parameters": 1, "image_size": 512}
-    model = f"nano@{version}"
+    model = f"{name}@{version}"
     store.record_model(
         {"model": model, **about, **size, "source": str(weights), "parent": parent, "data": data}
     )
@@ -159,6 +161,18 @@ def test_a_version_that_learnt_from_people_is_found_until_somebody_judges_it(
     assert find_unjudged(store, PARENT)
     RoundJournal(store).run("promote", in_vain, Work(promoted=False, reason="nothing is kept out"))
     assert find_unjudged(store, PARENT) is None, "a round tried, and would try for ever"
+
+
+def test_a_version_is_found_though_another_model_of_the_store_learnt_later(
+    store: Store, tmp_path: Path
+) -> None:
+    taught = record_version(store, "1" * 12, tmp_path, parent=PARENT, sets=["answers"])
+    of_other = "large@000000000000"
+    other = record_version(store, "2" * 12, tmp_path, parent=of_other, sets=["answers"], name="large")
+    for parent, version in ((PARENT, taught), (of_other, other)):
+        found = find_unjudged(store, parent)
+        assert found is not None
+        assert found["model"] == version
 
 
 LEARNER = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -44,6 +45,33 @@ def test_a_shard_is_seen_after_its_commit(store: Store) -> None:
     ]
     (when,) = fetch(store, "SELECT committed_at FROM images LIMIT 1")[0]
     assert before <= when <= datetime.now(UTC)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="which file is written through is not told")
+def test_what_is_committed_is_there_after_a_power_cut_that_keeps_only_what_was_written_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names too: on some filesystems a rename may reach the disk after a later one of another folder, or not at all."""
+    root, kept, sync = tmp_path / "new" / "store", set[Path](), os.fsync
+
+    def is_kept(path: Path) -> bool:
+        return path == tmp_path or (path in kept and is_kept(path.parent))
+
+    def write_through(handle: int) -> None:
+        sync(handle)
+        path = Path(f"/proc/self/fd/{handle}").readlink()
+        if path.is_dir():
+            kept.update(path.iterdir())
+        assert all(is_kept(of) for of in root.glob("masks/*/*.parquet")) or not any(
+            is_kept(of) for of in root.glob("images/*/*.parquet")
+        ), "what names masks does not outlive them"
+
+    monkeypatch.setattr(os, "fsync", write_through)
+    for content in "ab":
+        commit(Store(str(root)), [content])
+        written = list(root.glob("*/*/*.parquet"))
+        assert written
+        assert all(map(is_kept, written))
 
 
 def test_the_same_images_again_are_seen_once_and_the_newer_masks_win(store: Store) -> None:

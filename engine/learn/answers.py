@@ -38,11 +38,14 @@ LEARNT_UNTIL = """
 """
 """SQL of a row of `models`: the `pulled_at` of the newest answer that was there when the version began to learn. Of older ones that
 is not known: when their row was written."""
+# Answers that a round could learn nothing from are not new either, or it would begin, and end, for ever.
 _NEW = f"""
     SELECT count(*) AS n, date_part('epoch', now() - min(pulled_at)) / 3600 AS oldest_h FROM labels
     WHERE verdict IN {JUDGED}
-    AND pulled_at > (SELECT coalesce(max({LEARNT_UNTIL}), '1970-01-01'::TIMESTAMPTZ) FROM models
-                     WHERE parent IS NOT NULL AND name = $name)
+    AND pulled_at > (SELECT coalesce(max(until), '1970-01-01'::TIMESTAMPTZ) FROM (
+        SELECT {LEARNT_UNTIL} AS until FROM models WHERE parent IS NOT NULL AND name = $name
+        UNION ALL SELECT (numbers ->> '$.answered_until')::TIMESTAMPTZ FROM rounds
+        WHERE step = 'finetune' AND outcome = 'skipped' AND split_part(model, '@', 1) = $name))
 """
 _LATEST = "SELECT max(pulled_at) AS pulled_at FROM labels"
 
@@ -96,7 +99,8 @@ def why_wait(store: Store, name: str, least_new: int, longest_wait_h: float | No
 
     Args:
         name: what the model is called, whatever its version.
-        least_new: masks that are enough, of those answered since a version of it began to learn last.
+        least_new: masks that are enough, of those answered since a version of it began to learn last, or since a round found
+            nothing to learn from in all that there were.
         longest_wait_h: hours after which fewer are enough; None for never.
     """
     (new,) = store.read(lambda snapshot: snapshot.rows(_NEW, {"name": name}))

@@ -38,6 +38,11 @@ _MASKS = """
     WHERE model = $model AND list_contains($images::VARCHAR[], image_id) AND predicted_iou IS NOT NULL
       AND (replaced_by IS NULL OR list_contains($shown::VARCHAR[], mask_id))
 """
+# Heads are fitted after the weights, to all answers that are there by then; what scored an image is older than its rows.
+_SCORED_AT = """
+    SELECT image_id, max(committed_at) AS scored_at FROM images
+    WHERE model = $model AND image_id IN (SELECT image_id FROM labels) GROUP BY image_id
+"""
 _MODEL = f"SELECT parent, {LEARNT_UNTIL} AS learnt_until FROM models WHERE model = $model"
 _VERSIONS = f"""
     SELECT m.model, m.parent, m.metrics, m.created_at, p.action, p.numbers,
@@ -60,7 +65,7 @@ class Calibration:
             they are rather too wide.
         count: masks in each bin.
         error: mean distance between the two, weighted by the counts.
-        learnt: masks that were left out because the model learnt from their images.
+        learnt: masks that were left out because the model, or the heads that score its masks, may have learnt from their images.
         unmatched: masks that were asked about and that the model has nothing like.
     """
 
@@ -112,10 +117,16 @@ def read_versions(snapshot: Snapshot, scope: RoundScope) -> list[TaughtVersion]:
 
 def _measure(snapshot: Snapshot, model: str, asked: Sequence[Mapping[str, Any]]) -> Calibration:
     rows = snapshot.rows(_MODEL, {"model": model})
-    taught = rows[0]["learnt_until"] if rows and rows[0]["parent"] else None
-    fair = [
-        row for row in asked if taught is None or is_kept_out(row["image_id"]) or row["pulled_at"] > taught
-    ]
+    fair = asked
+    if rows and rows[0]["parent"]:
+        known = {of["image_id"]: of["scored_at"] for of in snapshot.rows(_SCORED_AT, {"model": model})}
+        taught = rows[0]["learnt_until"]
+        fair = [
+            row
+            for row in asked
+            if is_kept_out(row["image_id"])
+            or row["pulled_at"] > max(taught, known.get(row["image_id"], taught))
+        ]
     by_image: dict[str, list[Mapping[str, Any]]] = {}
     for row in fair:
         by_image.setdefault(row["image_id"], []).append(row)

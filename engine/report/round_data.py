@@ -61,9 +61,10 @@ _SENT = """
 _DECISIONS = """
     SELECT decision, count(*) AS masks, count(*) / sum(count(*)) OVER () AS share, sum(gain) AS gain, sum(cost) AS cost,
            avg(p_good) AS p_good
-    FROM decisions WHERE model = $model AND decided_at >= $began AND decided_at <= $until
+    FROM decisions WHERE model = $model AND decided_at >= $began AND decided_at < $until
     GROUP BY decision ORDER BY masks DESC, decision
 """
+_DECIDED_SINCE = "SELECT EXISTS (FROM decisions WHERE model = $model AND decided_at >= $until) AS since"
 _REPAIRS = """
     SELECT c.repair, count(*) AS tried, count(*) FILTER (c.replaced_by IS NULL) AS held,
            avg(c.predicted_iou - p.predicted_iou) AS change,
@@ -155,7 +156,6 @@ def read_round(snapshot: Snapshot, scope: RoundScope) -> RoundData:
     images, masks = snapshot.rows(_IMAGES, of_model), snapshot.rows(_MASKS, of_model)
     places = snapshot.rows(_PLACES, of_model)
     errors = snapshot.rows(_ERRORS, of_model)
-    decided = {**of_model, "began": scope.began, "until": scope.decided_until}
     return RoundData(
         scope=scope,
         labelled=images[0] | masks[0],
@@ -166,7 +166,7 @@ def read_round(snapshot: Snapshot, scope: RoundScope) -> RoundData:
         ],
         groups=groups,
         scores=scores,
-        decisions=snapshot.rows(_DECISIONS, decided),
+        decisions=_read_decisions(snapshot, scope),
         repairs=snapshot.rows(_REPAIRS, of_model),
         verdicts=snapshot.rows(_VERDICTS, window),
         people=snapshot.rows(_PEOPLE.format(judged=JUDGED), window)[0] | snapshot.rows(_SENT, {})[0],
@@ -205,6 +205,20 @@ def _read_scores(snapshot: Snapshot, model: str) -> tuple[dict[str, int], list[S
         edges = tuple(place / steps for place in range(low, high + 2))
         scores.append(ScoreHistogram(column, edges, counts))
     return {of: rows[of]["masks"] for of in GROUPS if of in rows}, scores
+
+
+def _read_decisions(snapshot: Snapshot, scope: RoundScope) -> list[dict[str, Any]]:
+    """As the store shows them, with those that were made while people were answering; once a later round has decided on the same
+    masks, as the step wrote its totals down."""
+    of_model, step = {"model": scope.model, "until": scope.until}, scope.step("triage")
+    if step is None or not snapshot.rows(_DECIDED_SINCE, of_model)[0]["since"]:
+        return snapshot.rows(_DECISIONS, {**of_model, "began": scope.began})
+    totals = [
+        {"decision": name, **of} for name, of in step.numbers.get("decisions", {}).items() if of["masks"]
+    ]
+    masks = sum(row["masks"] for row in totals)
+    shares = [row | {"masks": int(row["masks"]), "share": row["masks"] / masks} for row in totals]
+    return sorted(shares, key=lambda row: (-row["masks"], row["decision"]))
 
 
 def _read_gate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

@@ -75,12 +75,6 @@ class RoundScope:
         """What all versions of the model are called."""
         return self.model.partition("@")[0]
 
-    @property
-    def decided_until(self) -> datetime:
-        """A decision of the round was made before: when its triage ended."""
-        step = self.step("triage")
-        return step.ended if step else self.until
-
     def step(self, name: str) -> RoundStep | None:
         """The step of this name, if it ended."""
         return next((step for step in self.steps if step.name == name), None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from uuid import uuid4
 
 from schemas.errors import ConfigError, GapmapError, TransientError
 
+from .disk import publish_file
 from .layout import attempt_of, parse_path
 
 # On these a PUT shows the whole object or nothing. Elsewhere a file grows in sight of readers, and
@@ -122,19 +122,8 @@ class StoreFiles:
     def publish(self, path: str, write: Callable[[Path], None]) -> None:
         """Let `write` fill a temporary file, then show it at `path` in one step."""
         if self.is_local:
-            target = Path(path)
             with self.translated():
-                target.parent.mkdir(parents=True, exist_ok=True)
-            # The suffix keeps it out of *.parquet; the attempt in front lets a sweep tell its age.
-            temporary = target.with_name(f"{target.name}.{uuid4().hex[:8]}.tmp")
-            with self.translated():
-                try:
-                    write(temporary)
-                    _sync(temporary)
-                    temporary.replace(target)
-                except BaseException:
-                    temporary.unlink(missing_ok=True)
-                    raise
+                publish_file(Path(path), write)
             return
         with tempfile.TemporaryDirectory(prefix="gapmap-") as folder, self.translated():
             local = Path(folder) / "file"
@@ -237,12 +226,3 @@ def _changed(info: Mapping[str, Any]) -> datetime | None:
         if isinstance(value, datetime):
             return value if value.tzinfo else value.replace(tzinfo=UTC)
     return None
-
-
-def _sync(path: Path) -> None:
-    """Bytes on the disk before the name: a power cut must not leave a named, empty file."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -40,6 +40,10 @@ _MASKS = f"""
     LEFT JOIN (SELECT mask_id, repair FROM masks WHERE model = $model AND repair IS NOT NULL) p ON p.mask_id = m.parent_mask_id
     WHERE {_WHERE} AND {_SCORED}
 """
+_UNDECIDED = f"""
+    SELECT count(*) AS masks FROM masks m
+    WHERE {_WHERE} AND {_SCORED} AND m.mask_id NOT IN (SELECT mask_id FROM decisions WHERE model = $model)
+"""
 _COUNTS = f"SELECT count(*) AS masks, count(*) FILTER ({_SCORED}) AS scored FROM masks m WHERE {_WHERE}"
 
 
@@ -121,6 +125,12 @@ def count_unscored(store: Store, model: str) -> int:
     """Masks of a model that could be decided on, but for want of a predicted_iou: labelled without heads."""
     (count,) = store.read(lambda snapshot: snapshot.rows(_COUNTS, {"model": model}))
     return int(count["masks"] - count["scored"])
+
+
+def count_undecided(store: Store, model: str) -> int:
+    """Masks of a model that a triage would decide on and that none has: labelled since, whoever did."""
+    (count,) = store.read(lambda snapshot: snapshot.rows(_UNDECIDED, {"model": model}))
+    return int(count["masks"])
 
 
 def _decide(batch: pa.RecordBatch, costs: Costs, remedies: tuple[str, ...]) -> Decided:
