@@ -69,7 +69,8 @@ def ablation(
     """
     from engine.evaluate.ablation import BASE, VARIANTS, run_variant, tabulate
     from engine.evaluate.interactive import choose_images
-    from engine.learn.data import learnable_images, read_sets
+    from engine.learn.data import read_sets
+    from engine.learn.splits import learnable_images
     from engine.learn.training_images import human_images, pseudo_labelled_images
     from engine.models.allocator import keep_freed_memory
     from engine.models.loading import load_segmenter

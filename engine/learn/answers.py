@@ -8,8 +8,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.learn.data import LabelledImage, LabelledMask, learnable_images, read_sets
+from engine.learn.data import LabelledImage, LabelledMask, read_sets
 from engine.learn.image_loaders import LostImageError, PoolLoader
+from engine.learn.splits import learnable_images
 from engine.store.people import JUDGED, read_counting
 from schemas.records import TASKS
 

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from engine.learn.augment import View, draw_view
-from engine.learn.data import LabelledImage, draw_training_scene, learnable_images, read_coco
+from engine.learn.data import LabelledImage, draw_training_scene, read_coco
 from engine.learn.examples import Examples, draw_examples
+from engine.learn.splits import learnable_images
 
 _SCENE_SIZE = 384
 _VIEWS_OF_A_SCENE = 4  # a scene takes as long to paint as three views to draw
