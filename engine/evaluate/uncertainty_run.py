@@ -16,7 +16,7 @@ from engine.learn.data import LabelledImage, leave_out_groups
 from engine.learn.gap_targets import TargetMaker
 from engine.learn.head_fitting import LEAST_GROUPS, fit_heads
 from engine.learn.perceptron import FitSettings
-from engine.learn.splits import split_groups
+from engine.learn.splits import keep_out_everywhere, split_groups
 from engine.learn.token_store import Samples, collect_tokens
 from engine.models.segmenter import Segmenter
 from engine.store import Store
@@ -64,6 +64,7 @@ class UncertaintyRun:
                 too few to fit to.
         """
         self._check_larger()
+        sets = keep_out_everywhere(sets)
         kept_out = {name: split_groups(images)[1] for name, images in sets.items()}
         tests = kept_out
         if self.heads:

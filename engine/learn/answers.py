@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.learn.data import LabelledImage, LabelledMask, read_sets
 from engine.learn.image_loaders import LostImageError, PoolLoader
-from engine.learn.splits import learnable_images
+from engine.learn.splits import keep_out_everywhere, learnable_images
 from engine.store.people import JUDGED, read_counting
 from schemas.records import TASKS
 
@@ -46,7 +46,8 @@ _LATEST = "SELECT max(pulled_at) AS pulled_at FROM labels"
 
 
 def read_every_set(data: Iterable[Path], store: Store | None) -> dict[str, list[LabelledImage]]:
-    """Images of COCO sets by name, and what people answered in a store (as `ANSWERS`), where there is any.
+    """Images of COCO sets by name, and what people answered in a store (as `ANSWERS`), where there is any; what one of them keeps
+    out is kept out of all, see `keep_out_everywhere`.
 
     Raises:
         ConfigError: a file is missing or no COCO file, or two folders have one name.
@@ -54,7 +55,7 @@ def read_every_set(data: Iterable[Path], store: Store | None) -> dict[str, list[
     sets = read_sets(data)
     if store is not None and (answers := read_answers(store)):
         sets[ANSWERS] = answers
-    return sets
+    return keep_out_everywhere(sets)
 
 
 def read_lessons(

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 from engine.learn.data import LabelledImage
+from engine.learn.image_loaders import FileLoader, PoolLoader
+from schemas.errors import ConfigError
 
 KEPT_OUT_SHARE = 0.2
 _UNKNOWN = ("purple_", "bright_1024")  # modalities that the active-learning loop must discover by itself
@@ -29,6 +32,36 @@ def split_groups(images: Iterable[LabelledImage]) -> tuple[list[LabelledImage], 
     images = list(images)
     kept_out = _find_kept_out(images)
     return [i for i in images if i.group not in kept_out], [i for i in images if i.group in kept_out]
+
+
+def keep_out_everywhere(sets: Mapping[str, Sequence[LabelledImage]]) -> dict[str, list[LabelledImage]]:
+    """The same sets, of whose images those that any of them keeps out are kept out of all, with the images of their groups.
+
+    The same image is one with the same file, whatever it is called. Files of labelled sets are read for it where another set has an
+    image of the same size, and not decoded; one that cannot be read is passed over: whoever needs it says so.
+    """
+    marked = {name: list(images) for name, images in sets.items()}
+    contents = _identify(marked)
+    known = 0
+    while True:
+        # Said of whole groups, and of those that are kept out already: what is marked beside them changes nothing for them.
+        for name, images in marked.items():
+            kept_out = _find_kept_out(images)
+            marked[name] = [replace(i, kept_out=True) if i.group in kept_out else i for i in images]
+        shared = {
+            content
+            for name, images in marked.items()
+            for image, content in zip(images, contents[name], strict=True)
+            if image.kept_out and content
+        }
+        if len(shared) == known:
+            return marked
+        known = len(shared)
+        for name, images in marked.items():
+            marked[name] = [
+                replace(image, kept_out=True) if content in shared else image
+                for image, content in zip(images, contents[name], strict=True)
+            ]
 
 
 def learnable_images(images: Iterable[LabelledImage]) -> list[LabelledImage]:
@@ -56,6 +89,27 @@ def _find_kept_out(images: Sequence[LabelledImage]) -> set[str]:
         return said
     hashed = {group for group, value in place.items() if value < KEPT_OUT_SHARE}
     return said | hashed or set(sorted(place, key=lambda group: place[group])[:1])
+
+
+def _identify(sets: Mapping[str, Sequence[LabelledImage]]) -> dict[str, list[str | None]]:
+    """What the file of each image is called in a pool; None for one that no other set can have."""
+    having: dict[tuple[int, int], set[str]] = {}
+    for name, images in sets.items():
+        for image in images:
+            having.setdefault(image.masks[0].size, set()).add(name)
+    return {
+        name: [_name_content(image) if len(having[image.masks[0].size]) > 1 else None for image in images]
+        for name, images in sets.items()
+    }
+
+
+def _name_content(image: LabelledImage) -> str | None:
+    if not isinstance(image.load, FileLoader | PoolLoader):
+        return None
+    try:
+        return image.load.image_id
+    except ConfigError:
+        return None
 
 
 def _hash_group(group: str) -> float:
