@@ -39,7 +39,8 @@ from masked_pool import EmbeddingCache, PoolMasks, mask_pool
 from simulated_people import Answer, Costs, answer
 
 from engine.evaluate.interactive import choose_images
-from engine.learn.data import LabelledImage, read_coco, split_groups, split_unknown
+from engine.learn.data import LabelledImage, read_coco
+from engine.learn.splits import split_groups, split_unknown
 from engine.models.allocator import keep_freed_memory
 from engine.models.loading import load_segmenter
 from engine.models.segmenter import Segmenter

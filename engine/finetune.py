@@ -9,8 +9,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from engine.learn.data import LabelledImage, learnable_images
+from engine.learn.data import LabelledImage
 from engine.learn.finetuning import finetune
+from engine.learn.splits import learnable_images
 from engine.learn.training_images import human_images, pseudo_labelled_images
 from engine.models.export import describe_model, write_model
 from engine.models.loading import load_segmenter
@@ -57,7 +58,7 @@ def finetune_model(
 
     Args:
         segmenter: the model to begin with.
-        sets: labelled images by name of their set; what is kept out of each (the last fifth of its groups) is not
+        sets: labelled images by name of their set; what is kept out of each (see `split_groups`) is not
             learnt from.
         store: holds the model's own masks with maps; None to learn from people alone. Files of the sets that lie in its pool
             take no part.

@@ -12,11 +12,12 @@ import torch
 from engine.evaluate.automatic_masks import judge_automatic
 from engine.evaluate.head_card import render_head_card
 from engine.evaluate.uncertainty import evaluate_uncertainty
-from engine.learn.data import LabelledImage, leave_out_groups, read_sets, split_unknown, spread_evenly
+from engine.learn.data import LabelledImage, leave_out_groups, read_sets, spread_evenly
 from engine.learn.fitting_sets import FittingSets, choose_output, read_fitting_sets
 from engine.learn.gap_targets import TargetMaker
 from engine.learn.head_fitting import fit_heads
 from engine.learn.perceptron import FitSettings
+from engine.learn.splits import split_unknown
 from engine.learn.token_store import collect_tokens, join_samples
 from engine.models.loading import load_segmenter
 from engine.store import Store

@@ -9,7 +9,8 @@ from typing import Any
 from engine.evaluate.gate import Verdict
 from engine.evaluate.interactive import choose_images
 from engine.learn.answers import leave_out_lost, read_every_set
-from engine.learn.data import LabelledImage, split_groups
+from engine.learn.data import LabelledImage
+from engine.learn.splits import split_groups
 from engine.models.loading import load_segmenter
 from engine.promotion import find_current, promote_model
 from engine.store import Store
@@ -39,7 +40,7 @@ def kept_out_sets(store: Store, data: Sequence[Path]) -> dict[str, list[Labelled
     held = {name: split_groups(of)[1] for name, of in sets.items()}
     if not any(held.values()):
         raise NothingKeptOutError(
-            "The sets have too few groups of images to keep any out. Give sets of three groups or more."
+            "The sets have too few groups of images to keep any out. Give sets of two groups or more."
         )
     return {name: of for name, of in held.items() if of}
 

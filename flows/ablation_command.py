@@ -69,7 +69,8 @@ def ablation(
     """
     from engine.evaluate.ablation import BASE, VARIANTS, run_variant, tabulate
     from engine.evaluate.interactive import choose_images
-    from engine.learn.data import learnable_images, read_sets
+    from engine.learn.data import read_sets
+    from engine.learn.splits import keep_out_everywhere, learnable_images
     from engine.learn.training_images import human_images, pseudo_labelled_images
     from engine.models.allocator import keep_freed_memory
     from engine.models.loading import load_segmenter
@@ -90,7 +91,9 @@ def ablation(
     if not data:
         raise ConfigError("There is nothing to learn from. Give labelled images: --data FOLDER")
     learnt = read_sets(data)
-    sets = choose_images(part_sets({**learnt, **read_sets(also or [])}, kept_out=True), images, masks)
+    every = keep_out_everywhere({**learnt, **read_sets(also or [])})
+    learnt = {name: every[name] for name in learnt}
+    sets = choose_images(part_sets(every, kept_out=True), images, masks)
     target = Store(store)
     target.check_exists()
     keep_freed_memory()

@@ -40,7 +40,7 @@ def uncertainty(
         bool,
         typer.Option(
             "--refit",
-            help="Fit heads to the data itself, each seed anew, and evaluate on the last fifth of its groups.",
+            help="Fit heads to the data itself, each seed anew, and evaluate on its kept-out groups.",
         ),
     ] = False,
     seeds: Annotated[

@@ -82,7 +82,7 @@ def fit_heads(
 ) -> None:
     """Fit the heads that say why a model is unsure of a mask, and how good the mask is.
 
-    The last fifth of each set's groups is kept out, and tells in the card how good the heads are. Stop it whenever
+    A fifth of each set's groups is kept out, and tells in the card how good the heads are. Stop it whenever
     you like: what was asked of the models is kept.
 
     Example: gapmap fit-heads --model sam-nano --larger sam2-mini --data labelled/ --scenes 500

@@ -21,8 +21,8 @@ KeptOutOption = Annotated[
     bool,
     typer.Option(
         "--kept-out/--all",
-        help="Of each set only what is never learnt from: the last fifth of its groups, and images that the "
-        "shipped models were kept from. Use it for sets that a model learnt from.",
+        help="Of each set only what is never learnt from: a fifth of its groups, of the shipped sets "
+        "those that the shipped models were kept from. Use it for sets that a model learnt from.",
     ),
 ]
 
@@ -127,10 +127,10 @@ def _read_points(text: str) -> list[int]:
 
 def part_sets(sets: dict[str, list[LabelledImage]], kept_out: bool) -> dict[str, list[LabelledImage]]:
     """Unknown modalities apart, and of all else only what is not learnt from, if so asked."""
-    from engine.learn.data import learnable_images, split_unknown
+    from engine.learn.splits import keep_out_everywhere, learnable_images, split_unknown
 
     parted: dict[str, list[LabelledImage]] = {}
-    for name, of in sets.items():
+    for name, of in (keep_out_everywhere(sets) if kept_out else sets).items():
         learnt = {image.name for image in learnable_images(of)} if kept_out else set()
         left = [image for image in of if image.name not in learnt]
         if of and not left:

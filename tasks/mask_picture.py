@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from engine.store import Store
 
 _MASK = """
+    WITH found AS (FROM masks WHERE starts_with(mask_id, '{mask_id}') ORDER BY mask_id LIMIT 50)
     SELECT m.mask_id, m.image_id, m.model, m.rle, m.height, m.width, m.area, m.uncertainty, m.sam_score,
-           m.predicted_iou, m.map_mean, m.map_uncertain, m.map_source, i.uri, i.fingerprint
-    FROM masks m JOIN images i ON i.image_id = m.image_id AND i.model = m.model
-    WHERE starts_with(m.mask_id, '{mask_id}') ORDER BY m.mask_id, i.uri LIMIT 50
+           m.predicted_iou, m.map_mean, m.map_uncertain, m.map_source, i.copies
+    FROM found m JOIN (SELECT image_id, model, {copies} AS copies FROM images WHERE image_id IN (SELECT image_id FROM found)
+                       GROUP BY image_id, model) i USING (image_id, model)
+    ORDER BY m.mask_id
 """
 _MAP = """SELECT * FROM maps WHERE mask_id = '{mask_id}' AND model = '{model}' AND image_id = '{image_id}' LIMIT 1"""
 
@@ -35,7 +37,7 @@ def draw_mask_picture(store: Store, mask_id: str, out: Path | None = None) -> Pa
             written.
     """
     from engine.masks.rle import decode_rle
-    from engine.pool import reread_image
+    from engine.pool import reread_copy
     from engine.report.map_plots import draw_mask
     from engine.store.whole_file import check_folder, written_whole
 
@@ -44,11 +46,10 @@ def draw_mask_picture(store: Store, mask_id: str, out: Path | None = None) -> Pa
     if path.suffix.lower() != ".png":
         raise ConfigError(f"{path} does not end in .png. Write for example --out mask.png")
     check_folder(path)
-    name = Path(row["uri"]).name
     try:
-        image = reread_image(row["uri"], row["fingerprint"], row["image_id"])
+        image = reread_copy(row["copies"], row["image_id"])
     except ImageError as error:
-        raise ConfigError(f"{name} cannot be shown: {error}") from None
+        raise ConfigError(f"{Path(row['copies'][0][0]).name} cannot be shown: {error}") from None
     mask_HW = decode_rle([row["rle"]], row["height"], row["width"])[0]
     map_HW = _read_map(store, row)
     predicted = "" if row["predicted_iou"] is None else f", predicted IoU {row['predicted_iou']:.2f}"
@@ -57,7 +58,11 @@ def draw_mask_picture(store: Store, mask_id: str, out: Path | None = None) -> Pa
         if map_HW is not None
         else "no uncertainty map: labelled with --maps none"
     )
-    lines = (name, f"{row['area']} px, SamScore {row['sam_score']:.2f}{predicted}", unsure)
+    lines = (
+        Path(image.item.uri).name,
+        f"{row['area']} px, SamScore {row['sam_score']:.2f}{predicted}",
+        unsure,
+    )
     page = draw_mask(image.pixels, mask_HW, map_HW, f"{row['mask_id']}   {row['model']}", lines)
     with written_whole(path) as part:
         page.save(part)
@@ -65,12 +70,14 @@ def draw_mask_picture(store: Store, mask_id: str, out: Path | None = None) -> Pa
 
 
 def _find_mask(store: Store, mask_id: str) -> dict[str, Any]:
+    from engine.store.image_rows import COPIES
+
     if not re.fullmatch("[0-9a-f]{1,32}", mask_id):
         raise ConfigError(
             f"{mask_id!r} is no mask_id: those are hex digits. Look some up: "
             f'gapmap query "FROM masks" --store {shlex.quote(store.files.label)}'
         )
-    found = store.query(_MASK.format(mask_id=mask_id)).to_pylist()
+    found = store.query(_MASK.format(mask_id=mask_id, copies=COPIES)).to_pylist()
     if not found:
         raise ConfigError(f"The store {store.files.label} has no mask {mask_id}…")
     ids = sorted({row["mask_id"] for row in found})

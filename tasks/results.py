@@ -19,7 +19,8 @@ MOST_UNCERTAIN = """
     WITH top AS (
         SELECT * FROM masks WHERE model = '{model}' AND replaced_by IS NULL ORDER BY uncertainty DESC, mask_id LIMIT {count}
     )
-    SELECT mask_id, (SELECT min(i.uri) FROM images i WHERE i.image_id = top.image_id AND i.model = '{model}') AS uri,
+    SELECT mask_id, (SELECT list(i.uri ORDER BY i.committed_at DESC, i.uri)[1] FROM images i
+                     WHERE i.image_id = top.image_id AND i.model = '{model}') AS uri,
            uncertainty, model_gap, prompt_gap, task_gap, sam_score, stability, area, x0, y0, x1, y1
     FROM top ORDER BY uncertainty DESC, mask_id
 """
@@ -27,7 +28,7 @@ MOST_UNCERTAIN = """
 
 def most_uncertain(store: Store, model: str, count: int = 10) -> list[dict[str, Any]]:
     """The masks of a model that it is least sure of, most uncertain first, with an image each is from
-    (the first by name, where several files are the same image)."""
+    (the one labelled last, where several files are the same image)."""
     quoted = model.replace("'", "''")
     return store.query(MOST_UNCERTAIN.format(model=quoted, count=count)).to_pylist()
 

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 _KINDS = (".png", ".jpg", ".jpeg")
 _IMAGES = """
-    SELECT i.image_id, min(i.uri) AS uri, arg_min(i.fingerprint, i.uri) AS fingerprint,
-           count(DISTINCT m.mask_id) AS n_masks, max(m.uncertainty) AS uncertainty
-    FROM images i JOIN masks m USING (image_id, model)
-    WHERE i.model = '{model}' AND m.replaced_by IS NULL
-    GROUP BY i.image_id ORDER BY uncertainty DESC, i.image_id LIMIT {count}
+    WITH unsure AS (SELECT image_id, count(*) AS n_masks, max(uncertainty) AS most FROM masks
+                    WHERE model = '{model}' AND replaced_by IS NULL
+                    GROUP BY image_id ORDER BY most DESC, image_id LIMIT {count})
+    SELECT image_id, any_value(unsure.n_masks) AS n_masks, any_value(most) AS uncertainty, {copies} AS copies
+    FROM images JOIN unsure USING (image_id) WHERE model = '{model}'
+    GROUP BY image_id ORDER BY uncertainty DESC, image_id
 """
 _MASKS = """
     SELECT rle, height, width, uncertainty FROM masks
@@ -40,25 +41,28 @@ def draw_sheet(store: Store, out: Path, *, images: int = 12, model: str | None =
     Raises:
         ConfigError: the store holds no masks (of that model), or `out` cannot be written.
     """
-    from engine.pool import reread_image
+    from engine.pool import reread_copy
     from engine.report.contact_sheet import SheetCell, draw_contact_sheet, draw_masks
+    from engine.store.image_rows import COPIES
     from engine.store.model_choice import newest_model
     from engine.store.whole_file import written_whole
 
     _check_out(out)
     model = newest_model(store, model)
     quoted = model.replace("'", "''")
-    rows = store.query(_IMAGES.format(model=quoted, count=images)).to_pylist()
+    rows = store.query(_IMAGES.format(model=quoted, count=images, copies=COPIES)).to_pylist()
     cells, left_out = [], []
     for row in rows:
-        name = Path(row["uri"]).name
         try:
-            image = reread_image(row["uri"], row["fingerprint"], row["image_id"])
+            image = reread_copy(row["copies"], row["image_id"])
         except ImageError as error:
-            left_out.append(f"{name} is left out: {error}")
+            left_out.append(f"{Path(row['copies'][0][0]).name} is left out: {error}")
             continue
         found = store.query(_MASKS.format(model=quoted, image_id=row["image_id"])).to_pylist()
-        caption = (name, f"{row['n_masks']} masks, most uncertain {row['uncertainty']:.2f}")
+        caption = (
+            Path(image.item.uri).name,
+            f"{row['n_masks']} masks, most uncertain {row['uncertainty']:.2f}",
+        )
         cells.append(SheetCell(draw_masks(image.pixels, _one_by_one(found)), caption))
     if not cells:
         raise ConfigError(

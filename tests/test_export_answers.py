@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from review_sides import MODEL, SIZE, disk, label_pool, write_pool
 
+from engine.learn.answers import read_answers
 from engine.learn.data import read_coco
 from engine.masks.rle import decode_rle, encode_masks
 from engine.pool import list_pool, read_image
@@ -116,6 +117,36 @@ def test_of_several_answers_to_a_mask_the_one_that_agrees_with_the_others_is_exp
     found = {a["mask_id"]: a for a in export(store, tmp_path / "masks.json")}
     assert (pixels(found[masks[0]["mask_id"]]) == disk(0)).all()
     assert masks[1]["mask_id"] not in found
+
+
+def test_a_missing_object_that_two_annotators_drew_is_exported_and_learnt_from_once(
+    store: Store, masks: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    for radius, agreement in ((7, 0.6), (8, 0.8), (9, 0.7)):
+        answer(store, masks[0], "new", disk(9, radius), agreement=agreement)
+    answer(store, masks[0], "new", disk(11), agreement=0.5)
+    found = export(store, tmp_path / "masks.json", where="source = 'people'")
+    assert sorted(a["area"] for a in found) == sorted(int(of.sum()) for of in (disk(9, 8), disk(11)))
+    [image] = read_answers(store)
+    assert {mask.area for mask in image.masks} == {a["area"] for a in found}
+    assert len(image.masks) == 2
+
+
+def test_an_object_and_a_large_part_of_it_that_people_drew_stay_two(
+    store: Store, masks: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    pulled = {"pulled_at": datetime.now(UTC)}
+    one, other = {"annotation_id": "one", **pulled}, {"annotation_id": "other", **pulled}
+    answer(store, masks[0], "new", disk(9, 9), agreement=0.9, **one)
+    answer(store, masks[0], "new", disk(9, 7), agreement=0.9, **one)
+    answer(store, masks[0], "new", disk(9, 9), agreement=0.8, **other)
+    answer(store, masks[0], "new", disk(9, 7), agreement=0.8, **other)
+    answer(store, masks[0], "new", disk(11), task="part", **one)
+    answer(store, masks[0], "new", disk(11), task="salient", **other)
+    found = export(store, tmp_path / "masks.json", where="source = 'people'")
+    drawn = (disk(9, 9), disk(9, 7), disk(11), disk(11))
+    assert sorted(a["area"] for a in found) == sorted(int(of.sum()) for of in drawn)
+    assert sorted(a["task"] for a in found if "task" in a) == ["part", "salient"]
 
 
 def test_answers_about_a_former_version_stand_for_the_same_objects_of_a_new_one(

@@ -15,6 +15,7 @@ from PIL import Image
 
 from engine.evaluate.interactive import choose_images, evaluate_interactive
 from engine.learn.data import read_sets
+from engine.learn.splits import split_groups
 from engine.models.loading import load_segmenter
 from engine.report.click_pictures import draw_clicks, draw_examples
 
@@ -96,8 +97,8 @@ def test_the_table_says_the_same_and_only_kept_out_groups_count_if_asked(tmp_pat
     assert "2 clicks" in shown.stdout
     for row in rows:
         assert f"{100 * row['miou']:.1f} / {100 * row['mbiou']:.1f}" in shown.stdout
-    last = read_sets([labelled])["labelled"][-1]
-    assert sum(row["n"] for row in rows if row["points"] == 1) == len(last.masks)
+    [kept_out] = split_groups(read_sets([labelled])["labelled"])[1]
+    assert sum(row["n"] for row in rows if row["points"] == 1) == len(kept_out.masks)
 
 
 def test_pictures_show_the_best_and_the_worst_with_their_clicks(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 from PIL import Image
 
 from engine.learn.augment import draw_box, draw_points, draw_view
-from engine.learn.data import LabelledImage, read_coco, scene_images, split_groups
+from engine.learn.data import LabelledImage, read_coco, scene_images
 from engine.learn.image_loaders import FileLoader
+from engine.learn.splits import split_groups
 from schemas.errors import ConfigError
 
 
@@ -59,9 +61,27 @@ def test_a_file_that_is_no_coco_says_so(tmp_path: Path) -> None:
 def test_the_split_never_cuts_a_group_and_does_not_depend_on_order(coco: Path) -> None:
     images = read_coco(coco)
     training, kept_out = split_groups(images)
-    assert {image.group for image in kept_out} == {"g4"}
+    assert {image.group for image in kept_out} == {"g3"}
     assert not {image.group for image in training} & {image.group for image in kept_out}
     assert {i.name for i in split_groups(images[::-1])[1]} == {i.name for i in kept_out}
+
+
+def images_of(groups: Iterable[str]) -> list[LabelledImage]:
+    return [LabelledImage(f"{group}.png", group, "", (), lambda: np.zeros((1, 1, 3))) for group in groups]
+
+
+def test_what_was_learnt_from_is_never_judged_by_when_a_set_grows() -> None:
+    rng = np.random.default_rng(0)
+    for start in range(40):
+        groups = [f"{start}/{number:03}" for number in rng.permutation(60)]
+        learnt: set[str] = set()
+        for count in (2, 3, 5, 8, 20, 60):
+            training, kept_out = split_groups(images_of(groups[:count]))
+            assert kept_out, "of two groups one is there to judge by"
+            assert not learnt & {image.group for image in kept_out}
+            learnt |= {image.group for image in training}
+    assert 0.15 < len(split_groups(images_of(map(str, range(1000))))[1]) / 1000 < 0.25
+    assert split_groups(images_of(["06.png"]))[1] == [], "its hash is in the lowest fifth"
 
 
 @pytest.fixture(scope="module")

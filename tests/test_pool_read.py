@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from engine.pool import hash_image, list_pool, read_image, reread_image
+from engine.pool import hash_image, list_pool, read_image, reread_copy
 from schemas.errors import ImageError
 from schemas.records import PoolImage, PoolItem
 from schemas.settings import PoolSettings
@@ -323,7 +323,7 @@ def test_a_picture_that_was_labelled_is_opened_again_however_large_it_was_allowe
     Image.new("1", (20_000, 10_001)).save(path)
     assert refusal(path, PoolSettings()).kind == "too_large"
     image_id = hash_image(path.read_bytes())
-    assert reread_image(f"file://{path}", "as it was", image_id).pixels.shape == (10_001, 20_000, 3)
+    assert reread_copy([(f"file://{path}", "as it was")], image_id).pixels.shape == (10_001, 20_000, 3)
     path.write_bytes(path.read_bytes() + b"0")
     with pytest.raises(ImageError, match="was replaced"):
-        reread_image(f"file://{path}", "as it was", image_id)
+        reread_copy([(f"file://{path}", "as it was")], image_id)

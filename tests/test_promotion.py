@@ -138,7 +138,7 @@ def spoil(path: Path, seed: int) -> Path:
 
 @pytest.mark.slow
 def test_a_worse_version_is_refused_and_a_better_one_labels_from_then_on(tmp_path: Path) -> None:
-    labelled = write_coco(tmp_path / "labelled", range(980_000, 980_015))
+    labelled = write_coco(tmp_path / "labelled", range(980_060, 980_086))
     pool = write_coco(tmp_path / "pool", range(981_000, 981_001))
     store = tmp_path / "masks"
     few = ["--points-per-side", 4, "--maps", "none"]
@@ -150,7 +150,7 @@ def test_a_worse_version_is_refused_and_a_better_one_labels_from_then_on(tmp_pat
     assert refused.stdout.startswith("refused: ")
     [row] = Store(str(store)).query("FROM promotions").to_pylist()
     assert row["action"] == "refused"
-    assert json.loads(row["numbers"])["images"] == {"labelled": 3}
+    assert json.loads(row["numbers"])["images"] == {"labelled": 5}
     assert find_current(Store(str(store)), "sam-nano").source == "sam-nano"
 
     # As if the spoilt one were in use: then the shipped one is better.

@@ -22,7 +22,7 @@ from label_studio import LabelStudio, free_port
 from review_sides import FolderSide, ServerSide, label_pool, write_pool
 
 from engine.learn.answers import ANSWERS, find_latest_answer, read_answers, why_wait
-from engine.learn.data import learnable_images, split_groups
+from engine.learn.splits import learnable_images, split_groups
 from engine.learn.training_images import human_images
 from engine.review.connection import Connection
 from engine.review.label_studio import LabelStudioQueue

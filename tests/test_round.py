@@ -230,10 +230,10 @@ def test_a_version_that_somebody_else_taught_is_judged_and_labels_with_heads_of_
     sizes = {"parameters": good.parameters, "image_size": good.image_size}
     store.record_model({"model": good.model_id, **about, **sizes})
 
-    judged_by = (labelled / "07.png").rename(tmp_path / "elsewhere.png")
-    assert "07.png cannot be read" in command.run_in_vain()
+    judged_by = (labelled / "06.png").rename(tmp_path / "elsewhere.png")
+    assert "06.png cannot be read" in command.run_in_vain()
     assert command.rows() == [(step, "done") for step in STEPS[:5]], "nothing was decided"
-    judged_by.rename(labelled / "07.png")
+    judged_by.rename(labelled / "06.png")
 
     printed = command.run()
     assert f"{good.model_id}, held-out IoU 0.500 to 0.600" in printed

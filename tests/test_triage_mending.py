@@ -40,7 +40,7 @@ from engine.triage.costs import Evidence, learn_costs
 from engine.triage.menders import find_menders
 from engine.triage.mending import RepairReport, find_pending, mend_images
 from engine.triage.prompts import DENSE_POINTS, dense_points, grid_mask
-from engine.triage.repair import SAME_OBJECT, Mender, Parent
+from engine.triage.repair import LEAST_PARENT_IOU, Mender, Parent
 from engine.triage.shard_reader import ShardReader
 from engine.triage.triage import triage_masks
 from engine.uncertainty.head_files import find_heads
@@ -172,7 +172,7 @@ def test_of_parent_and_child_the_better_holds_and_it_is_of_the_same_object(
             if parent["replaced_by"] == row["mask_id"]:
                 assert row["predicted_iou"] > parent["predicted_iou"]
                 iou = mask_iou([row["rle"]], [parent["rle"]], row["height"], row["width"])[0, 0]
-                assert iou >= SAME_OBJECT
+                assert iou >= LEAST_PARENT_IOU
                 held[row["repair"]] += 1
     assert sum(held.values()) > 5
     assert all(report.held[name] <= report.tried[name] for name in held)

@@ -14,14 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from engine.evaluate.points import PointResult, evaluate_points
-from engine.learn.data import (
-    SCENE_EVALUATION_SEEDS,
-    LabelledImage,
-    read_coco,
-    scene_images,
-    split_groups,
-    spread_evenly,
-)
+from engine.learn.data import SCENE_EVALUATION_SEEDS, LabelledImage, read_coco, scene_images, spread_evenly
+from engine.learn.splits import split_groups
 from engine.models.allocator import keep_freed_memory
 from engine.models.loading import load_segmenter
 from engine.models.registry import MODELS

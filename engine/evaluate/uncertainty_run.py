@@ -12,10 +12,11 @@ import torch
 from engine.evaluate.automatic_masks import judge_automatic
 from engine.evaluate.monte_carlo import monte_carlo_entropies
 from engine.evaluate.uncertainty import INPUTS, ablate_inputs, evaluate_uncertainty
-from engine.learn.data import LabelledImage, leave_out_groups, split_groups
+from engine.learn.data import LabelledImage, leave_out_groups
 from engine.learn.gap_targets import TargetMaker
 from engine.learn.head_fitting import LEAST_GROUPS, fit_heads
 from engine.learn.perceptron import FitSettings
+from engine.learn.splits import keep_out_everywhere, split_groups
 from engine.learn.token_store import Samples, collect_tokens
 from engine.models.segmenter import Segmenter
 from engine.store import Store
@@ -34,7 +35,7 @@ class UncertaintyRun:
 
     Attributes:
         segmenter, larger: the model, and the one that uncertain work goes to.
-        heads: that are judged; None fits them to the data, each seed anew, and judges on the last fifth of its groups.
+        heads: that are judged; None fits them to the data, each seed anew, and judges on its kept-out groups.
         fitted: digests of the images the heads were fitted to; their groups are left out.
         store: keeps tokens and true IoU.
         seeds: rounds that the mean and the spread are of.
@@ -63,13 +64,14 @@ class UncertaintyRun:
                 too few to fit to.
         """
         self._check_larger()
+        sets = keep_out_everywhere(sets)
         kept_out = {name: split_groups(images)[1] for name, images in sets.items()}
         tests = kept_out
         if self.heads:
             tests = {name: leave_out_groups(images, self.fitted) for name, images in sets.items()}
         tests = {name: images for name, images in tests.items() if images}
         if not tests:
-            advice = "other data, or use --refit" if self.heads else "sets of three groups of images or more"
+            advice = "other data, or use --refit" if self.heads else "sets of two groups of images or more"
             raise ConfigError(f"Nothing of this data is left to judge on. Give {advice}.")
         test = self._collect(tests, step, "asking the models", baselines=self.baselines)
         train = None

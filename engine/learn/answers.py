@@ -8,9 +8,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.learn.data import LabelledImage, LabelledMask, learnable_images, read_sets
+from engine.learn.data import LabelledImage, LabelledMask, read_sets
 from engine.learn.image_loaders import LostImageError, PoolLoader
-from engine.store.people import COUNTING, JUDGED
+from engine.learn.splits import keep_out_everywhere, learnable_images
+from engine.store.people import JUDGED, read_counting
 from schemas.records import TASKS
 
 if TYPE_CHECKING:
@@ -20,12 +21,9 @@ _log = logging.getLogger(__name__)
 
 ANSWERS = "answers"
 """What the set of a store's answers is called."""
-_MASKS = f"""
-    SELECT l.image_id, l.rle, l.height, l.width, l.area, l.task, i.copies
-    FROM ({COUNTING}) l
-    JOIN (SELECT image_id, list(DISTINCT [uri, fingerprint] ORDER BY [uri, fingerprint]) AS copies FROM images
-          WHERE image_id IN (SELECT image_id FROM labels) GROUP BY image_id) i USING (image_id)
-    ORDER BY l.image_id, l.label_id
+_COPIES = """
+    SELECT image_id, list(DISTINCT [uri, fingerprint] ORDER BY [uri, fingerprint]) AS copies FROM images
+    WHERE image_id IN (SELECT image_id FROM labels) GROUP BY image_id
 """
 
 _VERDICTS = """
@@ -51,7 +49,8 @@ _LATEST = "SELECT max(pulled_at) AS pulled_at FROM labels"
 
 
 def read_every_set(data: Iterable[Path], store: Store | None) -> dict[str, list[LabelledImage]]:
-    """Images of COCO sets by name, and what people answered in a store (as `ANSWERS`), where there is any.
+    """Images of COCO sets by name, and what people answered in a store (as `ANSWERS`), where there is any; what one of them keeps
+    out is kept out of all, see `keep_out_everywhere`.
 
     Raises:
         ConfigError: a file is missing or no COCO file, or two folders have one name.
@@ -59,7 +58,7 @@ def read_every_set(data: Iterable[Path], store: Store | None) -> dict[str, list[
     sets = read_sets(data)
     if store is not None and (answers := read_answers(store)):
         sets[ANSWERS] = answers
-    return sets
+    return keep_out_everywhere(sets)
 
 
 def read_lessons(
@@ -116,10 +115,14 @@ def read_answers(store: Store) -> list[LabelledImage]:
 
     A fifth of the images, told by their ids, is kept out for ever, however many more are answered.
     """
-    rows = store.read(lambda snapshot: snapshot.rows(_MASKS, {}))
+    rows, found = store.read(lambda snapshot: (read_counting(snapshot), snapshot.rows(_COPIES, {})))
+    copies = {
+        row["image_id"]: tuple((uri, fingerprint) for uri, fingerprint in row["copies"]) for row in found
+    }
     by_image: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        by_image.setdefault(str(row["image_id"]), []).append(row)
+        if row["image_id"] in copies:
+            by_image.setdefault(row["image_id"], []).append(row)
     return [
         LabelledImage(
             name=image_id,
@@ -133,7 +136,7 @@ def read_answers(store: Store) -> list[LabelledImage]:
                 )
                 for row in of
             ),
-            load=PoolLoader(image_id, tuple((uri, fingerprint) for uri, fingerprint in of[0]["copies"])),
+            load=PoolLoader(image_id, copies[image_id]),
             kept_out=is_kept_out(image_id),
         )
         for image_id, of in by_image.items()

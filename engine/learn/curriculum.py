@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from engine.learn.augment import View, draw_view
-from engine.learn.data import LabelledImage, draw_training_scene, learnable_images, read_coco
+from engine.learn.data import LabelledImage, draw_training_scene, read_coco
 from engine.learn.examples import Examples, draw_examples
+from engine.learn.splits import keep_out_everywhere, learnable_images
 
 _SCENE_SIZE = 384
 _VIEWS_OF_A_SCENE = 4  # a scene takes as long to paint as three views to draw
@@ -69,11 +70,12 @@ def curriculum(image_size: int, dense: float) -> tuple[Phase, ...]:
 
 
 def read_sources(data: Iterable[Path]) -> Sources:
-    """Images of COCO files that may be learnt from; what `learnable_images` leaves out is not touched."""
+    """Images of COCO files that may be learnt from; what `learnable_images` leaves out is not decoded."""
     dense: list[LabelledImage] = []
     photos: list[LabelledImage] = []
-    for path in data:
-        training = [image.preload() for image in learnable_images(read_coco(path))]
+    sets = keep_out_everywhere({str(path): read_coco(path) for path in data})
+    for images in sets.values():
+        training = [image.preload() for image in learnable_images(images)]
         (dense if any(image.modality for image in training) else photos).extend(training)
     return Sources(tuple(dense), tuple(photos))
 

@@ -1,7 +1,4 @@
-"""Labelled images for training and evaluation: COCO files and procedural scenes as one kind of record.
-
-Splits go by image group and are fixed: of each set's groups, sorted by name, the last fifth is kept out.
-"""
+"""Labelled images for training and evaluation: COCO files and procedural scenes as one kind of record."""
 
 from __future__ import annotations
 
@@ -24,12 +21,9 @@ from schemas.errors import ConfigError
 
 T = TypeVar("T")
 
-KEPT_OUT_SHARE = 0.2
 SCENE_EVALUATION_SEEDS = range(200)  # training draws its seeds from 1,000,000 on
 _SCENE_TRAINING_SEED = 1_000_000
 _SCENE_HEADS_SEED = 2_000_000  # scenes that no model was trained on
-_UNKNOWN = ("purple_", "bright_1024")  # modalities that the active-learning loop must discover by itself
-_KEPT_OUT = Path(__file__).parents[2] / "weights" / "kept-out.json"
 
 
 @dataclass(frozen=True)
@@ -177,34 +171,6 @@ def spread_evenly(items: Sequence[T], most: int) -> list[T]:
     if len(items) <= most:
         return list(items)
     return [items[i] for i in np.linspace(0, len(items) - 1, most).round().astype(int)]
-
-
-def split_unknown(name: str, images: Iterable[LabelledImage]) -> dict[str, list[LabelledImage]]:
-    """Images of a set, those of modalities that are to stay unknown apart; sets without images are left out."""
-    images = list(images)
-    unknown = [image for image in images if image.modality.startswith(_UNKNOWN)]
-    known = [image for image in images if not image.modality.startswith(_UNKNOWN)]
-    return {key: of for key, of in ((name, known), (f"{name}, unknown modalities", unknown)) if of}
-
-
-def learnable_images(images: Iterable[LabelledImage]) -> list[LabelledImage]:
-    """Those that may be learnt from: without the kept-out groups of the set, without the images listed in
-    `weights/kept-out.json` (wherever a changed set's groups may fall now), and without the unknown modalities."""
-    kept_out = {name for names in json.loads(_KEPT_OUT.read_text()).values() for name in names}
-    return [
-        image
-        for image in split_groups(images)[0]
-        if image.name not in kept_out and not image.modality.startswith(_UNKNOWN)
-    ]
-
-
-def split_groups(images: Iterable[LabelledImage]) -> tuple[list[LabelledImage], list[LabelledImage]]:
-    """(training, kept out): the last fifth of the groups, sorted by name, is kept out, and what says so itself."""
-    images = list(images)
-    groups = sorted({image.group for image in images if image.kept_out is None})
-    kept_out = set(groups[len(groups) - round(len(groups) * KEPT_OUT_SHARE) :])
-    kept_out |= {image.group for image in images if image.kept_out}
-    return [i for i in images if i.group not in kept_out], [i for i in images if i.group in kept_out]
 
 
 def draw_training_scene(rng: np.random.Generator, size: int, layout: str | None = None) -> LabelledImage:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.learn.answers import read_lessons
-from engine.learn.data import LabelledImage, learnable_images, make_head_scenes
+from engine.learn.data import LabelledImage, make_head_scenes
+from engine.learn.splits import learnable_images
 from schemas.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from engine.pool.decoding import decode_image
 from engine.pool.jpeg import strip_jpeg
 from engine.pool.listing import list_pool
 from engine.pool.readahead import Outcome, prefetch
-from engine.pool.reading import fetch_bytes, hash_image, read_image, reread_bytes, reread_copy, reread_image
+from engine.pool.reading import fetch_bytes, hash_image, read_image, reread_bytes, reread_copy
 from engine.pool.tiles import tile_boxes
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "read_image",
     "reread_bytes",
     "reread_copy",
-    "reread_image",
     "strip_jpeg",
     "tile_boxes",
 ]

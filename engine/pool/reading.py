@@ -44,42 +44,23 @@ def read_image(
     return PoolImage(item, hash_image(data), pixels_HW3, mode, len(data))
 
 
-def reread_image(uri: str, fingerprint: str, image_id: str) -> PoolImage:
+def reread_copy(copies: Sequence[tuple[str, str]], image_id: str) -> PoolImage:
     """An image of the table `images`, as it was labelled, however many pixels it was allowed to have then.
 
+    Args:
+        copies: its files (uri, fingerprint); the first that is still there is read.
+
     Raises:
-        ImageError: it cannot be opened any more, or another image took its place.
+        ImageError: none can be opened any more, or other images took their places; what is said is of the first one.
     """
-    data = reread_bytes(uri, fingerprint, image_id)
+    item, data = _find_copy(copies, image_id)
     mode, pixels_HW3 = decode_image(data, None)
-    return PoolImage(PoolItem(uri, fingerprint), image_id, pixels_HW3, mode, len(data))
+    return PoolImage(item, image_id, pixels_HW3, mode, len(data))
 
 
-def reread_copy(copies: Sequence[tuple[str, str]], image_id: str) -> PoolImage:
-    """The same from the first of its files (uri, fingerprint) that is still there.
-
-    Raises:
-        ImageError: none is; what is said is of the last one.
-    """
-    for place, (uri, fingerprint) in enumerate(copies):
-        try:
-            return reread_image(uri, fingerprint, image_id)
-        except ImageError:
-            if place + 1 == len(copies):
-                raise
-    raise ValueError("An image without a file is none.")
-
-
-def reread_bytes(uri: str, fingerprint: str, image_id: str) -> bytes:
-    """The file of an image of the table `images`, as it was labelled.
-
-    Raises:
-        ImageError: it cannot be opened any more, or another file took its place.
-    """
-    data = _fetch(PoolItem(uri, fingerprint), PoolSettings(), None)
-    if hash_image(data) != image_id:
-        raise ImageError("missing", "the file was replaced since it was labelled. Label the pool again.")
-    return data
+def reread_bytes(copies: Sequence[tuple[str, str]], image_id: str) -> bytes:
+    """The same as its file holds it; raises as `reread_copy`."""
+    return _find_copy(copies, image_id)[1]
 
 
 def fetch_bytes(url: str) -> bytes:
@@ -96,6 +77,21 @@ def fetch_bytes(url: str) -> bytes:
 def hash_image(data: bytes) -> str:
     """The image id of a file: the first 32 hex digits of the SHA-256 of its bytes."""
     return hashlib.sha256(data).hexdigest()[:32]
+
+
+def _find_copy(copies: Sequence[tuple[str, str]], image_id: str) -> tuple[PoolItem, bytes]:
+    """The first of its files that is still there, and what it holds."""
+    errors: list[ImageError] = []
+    for uri, fingerprint in copies:
+        item = PoolItem(uri, fingerprint)
+        try:
+            data = _fetch(item, PoolSettings(), None)
+            if hash_image(data) == image_id:
+                return item, data
+            raise ImageError("missing", "the file was replaced since it was labelled. Label the pool again.")
+        except ImageError as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def _fetch(item: PoolItem, settings: PoolSettings, storage_options: Options) -> bytes:

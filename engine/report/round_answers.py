@@ -13,7 +13,7 @@ import numpy as np
 from engine.evaluate.bootstrap import ALL_TASKS
 from engine.learn.answers import LEARNT_UNTIL, is_kept_out
 from engine.report.round_scope import RoundScope
-from engine.store.people import JUDGED
+from engine.store.people import JUDGED, SAME_OBJECT
 from engine.triage.accept_error import bound_share
 from engine.uncertainty.calibration import measure_reliability
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from engine.store.snapshot import Snapshot
 
 _BINS = 10
-_SAME_MASK = 0.5  # IoU from which on a mask is taken for the one that was asked about
 _PAGE = 200  # images whose masks are held at once
 # Of several answers to one mask one counts, as in fine-tuning; a mask that was taken away is an object of no pixels.
 _ASKED = f"""
@@ -177,7 +176,7 @@ def _match(
         drawn = [{"size": size, "counts": mask["rle"]} for mask in others]
         iou = np.asarray(coco.iou(drawn, wanted, [0] * len(wanted)))
         best = int(iou.max(1).argmax())
-        if iou[best].max() >= _SAME_MASK:
+        if iou[best].max() > SAME_OBJECT:
             pairs.append((others[best]["predicted_iou"], float(iou[best, 1]) if row["rle"] else 0.0))
     return pairs
 

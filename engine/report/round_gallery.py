@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from engine.masks.map_crop import MapCrop
 from engine.masks.rle import decode_rle
-from engine.pool import reread_image
+from engine.pool import reread_copy
 from engine.report.map_plots import draw_panels
 from engine.report.round_data import image_name
+from engine.store.image_rows import COPIES
 from schemas.errors import GapmapError
 
 if TYPE_CHECKING:
@@ -23,15 +24,15 @@ if TYPE_CHECKING:
 _COUNT, _SIDE, _QUALITY = 12, 240, 82
 _SPARE = 24  # tried in place of images that are gone
 # Of each image its most uncertain mask first, so that one image does not fill the gallery.
-_MOST_UNCERTAIN = """
+_MOST_UNCERTAIN = f"""
     WITH top AS (FROM masks WHERE model = $model AND replaced_by IS NULL ORDER BY uncertainty DESC, mask_id LIMIT 2000),
          spread AS (SELECT *, row_number() OVER (PARTITION BY image_id ORDER BY uncertainty DESC, mask_id) AS place FROM top
                     ORDER BY place, uncertainty DESC, mask_id LIMIT $count)
     SELECT s.mask_id, s.image_id, s.rle, s.height, s.width, s.uncertainty, s.predicted_iou, s.model_gap, s.prompt_gap,
-           s.task_gap, d.decision, i.uri, i.fingerprint, l.verdict, l.iou,
+           s.task_gap, d.decision, i.copies, l.verdict, l.iou,
            p.x0, p.y0, p.x1, p.y1, p.rows, p.columns, p.values
     FROM spread s
-    JOIN (SELECT image_id, min(uri) AS uri, arg_min(fingerprint, uri) AS fingerprint FROM images
+    JOIN (SELECT image_id, {COPIES} AS copies FROM images
           WHERE model = $model AND image_id IN (SELECT image_id FROM spread) GROUP BY image_id) i USING (image_id)
     LEFT JOIN (SELECT * FROM maps WHERE model = $model AND mask_id IN (SELECT mask_id FROM spread)) p
            ON p.mask_id = s.mask_id AND p.image_id = s.image_id
@@ -77,17 +78,20 @@ def draw_gallery(snapshot: Snapshot, model: str) -> Gallery:
             break
         if row["image_id"] in missing:
             continue
-        name = image_name(row["uri"])
         try:
-            image = reread_image(row["uri"], row["fingerprint"], row["image_id"])
+            image = reread_copy(row["copies"], row["image_id"])
         except GapmapError as error:  # a page is worth having without the bucket's credentials, too
-            missing[row["image_id"]] = (name, str(error))
+            missing[row["image_id"]] = (image_name(row["copies"][0][0]), str(error))
             continue
         size = row["height"], row["width"]
         crop = MapCrop.from_row(row)
         map_HW = crop.sample((0, 0, size[1], size[0]), size) if crop else None
         panels = draw_panels(image.pixels, decode_rle([row["rle"]], *size)[0], map_HW, side=_SIDE)
-        pictures.append(GalleryPicture(row, name, [_embed(panel) for panel in panels], panels[0].size))
+        pictures.append(
+            GalleryPicture(
+                row, image_name(image.item.uri), [_embed(panel) for panel in panels], panels[0].size
+            )
+        )
     return Gallery(pictures, list(missing.values()))
 
 

@@ -64,7 +64,8 @@ class ReviewItem:
 
     Attributes:
         item_key: what it is known by on both sides, 32 hex digits.
-        image_id, uri, fingerprint: of the image, as in the table `images`.
+        image_id: of the image, as in the table `images`.
+        copies: (uri, fingerprint) of each of its files, those that were labelled last first.
         model: that made the masks, name@version.
         size: (height, width) of the image, pixels, after EXIF orientation.
         masks: the most uncertain first.
@@ -73,8 +74,7 @@ class ReviewItem:
 
     item_key: str
     image_id: str
-    uri: str
-    fingerprint: str
+    copies: tuple[tuple[str, str], ...]
     model: str
     size: tuple[int, int]
     masks: tuple[ShownMask, ...]

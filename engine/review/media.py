@@ -99,7 +99,7 @@ def draw_item_map(grey_hw: np.ndarray, item: ReviewItem) -> np.ndarray:
 
 def _make_copy(item: ReviewItem) -> bytes:
     """The item's image as a JPEG of pixels alone: its own coding where that shows the same in any browser."""
-    data = reread_bytes(item.uri, item.fingerprint, item.image_id)
+    data = reread_bytes(item.copies, item.image_id)
     stripped = strip_jpeg(data)
     return _encode(decode_image(data, None)[1]) if stripped is None else stripped
 

@@ -52,7 +52,7 @@ class PushReport:
 
     def leave_out(self, item: ReviewItem, why: str) -> None:
         """Note an item that cannot be shown."""
-        self.left_out.append((item.uri.rpartition("/")[2], why))
+        self.left_out.append((item.copies[0][0].rpartition("/")[2], why))
 
 
 def push_masks(

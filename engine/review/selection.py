@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.masks.map_crop import MapCrop
 from engine.review.items import ReviewItem, shown_mask
+from engine.store.image_rows import COPIES
 
 if TYPE_CHECKING:
     from engine.store import Store
@@ -16,12 +17,11 @@ _OPEN = f"""
     SELECT * FROM reviews WHERE queue = $queue AND state <> 'closed' AND item_key NOT IN ({_ANSWERED})
     ORDER BY coalesce(priority, uncertainty) DESC, item_key
 """
-_MASKS = """
+_MASKS = f"""
     SELECT m.mask_id, m.image_id, m.rle, m.uncertainty, m.model_gap, m.prompt_gap, m.task_gap, m.height, m.width,
-           p.x0, p.y0, p.x1, p.y1, p.rows, p.columns, p.values, i.uri, i.fingerprint
+           p.x0, p.y0, p.x1, p.y1, p.rows, p.columns, p.values, i.copies
     FROM (SELECT * FROM masks WHERE model = $model AND list_contains($mask_ids, mask_id)) m
-    JOIN (SELECT image_id, min(uri) AS uri, arg_min(fingerprint, uri) AS fingerprint FROM images WHERE model = $model
-          GROUP BY image_id) i USING (image_id)
+    JOIN (SELECT image_id, {COPIES} AS copies FROM images WHERE model = $model GROUP BY image_id) i USING (image_id)
     LEFT JOIN (SELECT * FROM maps WHERE model = $model AND list_contains($mask_ids, mask_id)) p USING (mask_id, image_id)
 """
 
@@ -64,8 +64,7 @@ def load_items(
             ReviewItem(
                 item_key=key,
                 image_id=first["image_id"],
-                uri=first["uri"],
-                fingerprint=first["fingerprint"],
+                copies=tuple((uri, fingerprint) for uri, fingerprint in first["copies"]),
                 model=model,
                 size=(first["height"], first["width"]),
                 masks=tuple(shown_mask(row, MapCrop.from_row(row)) for row in of),

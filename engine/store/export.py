@@ -31,8 +31,8 @@ def export_coco(
 ) -> tuple[int, int]:
     """Write a COCO instances file; returns (number of images, number of annotations).
 
-    One entry in `images` for each content, whether it has masks or not, with the first of its uris as `uri`; images that failed are
-    left out. `file_name` is the path of a local file, relative to the folder of `out` if it lies in there, else absolute; of any other
+    One entry in `images` for each content, whether it has masks or not, with the newest of its uris as `uri` (of local files the newest
+    that is still there); images that failed are left out. `file_name` is the path of a local file, relative to the folder of `out` if it lies in there, else absolute; of any other
     it is the uri. Annotations carry the compressed RLE, `bbox` as x, y, width, height in image pixels, `area` in pixels, `score`
     (sam_score), `uncertainty`, `mask_id` and `source`: `model`, or `people` for masks that people left as they were, mended or drew; `task`
     is what they said that it is, where they did. Masks that they took away are left out (see `join_answers`). The only category is "object".
@@ -69,8 +69,8 @@ class _Export:
         check_sql(snapshot.con, self._masks)
         snapshot.con.execute(
             f"""CREATE TABLE internal.numbered AS
-            SELECT row_number() OVER (ORDER BY uri) AS id, * FROM (
-                SELECT image_id, min(uri) AS uri, any_value(width) AS width, any_value(height) AS height FROM images
+            SELECT row_number() OVER (ORDER BY uris[1]) AS id, * FROM (
+                SELECT image_id, list(uri ORDER BY committed_at DESC, uri) AS uris, any_value(width) AS width, any_value(height) AS height FROM images
                 WHERE model = {quote_sql(model)} AND error_kind IS NULL AND image_id IS NOT NULL GROUP BY image_id)"""
         )
         fence(snapshot)
@@ -85,8 +85,9 @@ class _Export:
                 + '],\n"images": ['
             )
             for row in self._rows(
-                "SELECT id, image_id, uri, width, height FROM internal.numbered ORDER BY id"
+                "SELECT id, image_id, uris, width, height FROM internal.numbered ORDER BY id"
             ):
+                row["uri"] = _choose_copy(row.pop("uris"))
                 row["file_name"] = _name_file(row["uri"], self._near)
                 file.write((",\n" if self.n_images else "\n") + json.dumps(row))
                 self.n_images += 1
@@ -110,6 +111,14 @@ class _Export:
         with run_sql(self._files, self._snapshot, sql, made=("source", "task")) as reader:
             for batch in reader:
                 yield from batch.to_pylist()
+
+
+def _choose_copy(uris: list[str]) -> str:
+    """Of a content's files the one to name: the first that is there, as far as a look at this machine's disk tells."""
+    there = (
+        uri for uri in uris if not uri.startswith("file://") or Path(uri.removeprefix("file://")).exists()
+    )
+    return next(there, uris[0])
 
 
 def _name_file(uri: str, near: Path | None) -> str:

@@ -7,20 +7,17 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from .connection import quote_sql
-from .people import COUNTING, JUDGED, SAME_OBJECT
+from .people import JUDGED, group_shapes, is_same_object, read_counting
 
 if TYPE_CHECKING:
     from .snapshot import Snapshot
 
-# What people left, mended or drew; and what they took away, of which what was shown is all there is.
-_WORDS = f"""
-    WITH counting AS ({COUNTING}),
-    taken AS (SELECT DISTINCT image_id, mask_id FROM labels WHERE verdict IN {JUDGED} AND mask_id IS NOT NULL
-              AND mask_id NOT IN (SELECT mask_id FROM counting WHERE mask_id IS NOT NULL)),
+# What people took away, or what nobody agrees with: of that, what was shown is all there is.
+_TAKEN = f"""
+    WITH taken AS (SELECT DISTINCT image_id, mask_id FROM labels WHERE verdict IN {JUDGED} AND mask_id IS NOT NULL
+                   AND mask_id NOT IN (SELECT unnest($counting::VARCHAR[]))),
     shown AS (SELECT DISTINCT ON (mask_id) mask_id, rle, height, width FROM masks WHERE mask_id IN (SELECT mask_id FROM taken))
-    SELECT image_id, mask_id, rle, height, width, task, true AS there FROM counting
-    UNION ALL
-    SELECT image_id, mask_id, rle, height, width, NULL, false FROM taken LEFT JOIN shown USING (mask_id)
+    SELECT image_id, mask_id, rle, height, width FROM taken LEFT JOIN shown USING (mask_id)
 """
 _HOLD = "FROM masks WHERE model = $model AND replaced_by IS NULL AND image_id IN (SELECT unnest($images::VARCHAR[]))"
 _PEOPLE = pa.schema(
@@ -36,16 +33,16 @@ def join_answers(snapshot: Snapshot, model: str) -> str:
     `source` is `people` for what people left as it was, mended or drew; `task` is what they said that it is. Of a mask that was
     shown, the scores are those of what was shown; of one that they drew there are none. Else `source` is `model`, for masks that hold
     and that people have not answered for: neither for the mask itself nor, shown another one, for its object (IoU above a half). Of
-    several answers to a mask the one that agrees most with the others counts, as in fine-tuning; without any that counts it is left out.
+    several answers to an object one counts, as in fine-tuning (`read_counting`); a mask without any that counts is left out.
 
     Makes two tables in `internal`: call it before the snapshot is fenced, and once.
     """
-    words = snapshot.rows(_WORDS, {})
+    people = read_counting(snapshot)
+    counting = [row["mask_id"] for row in people if row["mask_id"]]
+    words = people + snapshot.rows(_TAKEN, {"counting": counting})
     given_way = {row["mask_id"] for row in words if row["mask_id"]} | _find_same(snapshot, model, words)
     _create(snapshot, "given_way", pa.table({"mask_id": pa.array(sorted(given_way), pa.string())}))
-    _create(
-        snapshot, "people", pa.Table.from_pylist([_measure(row) for row in words if row["there"]], _PEOPLE)
-    )
+    _create(snapshot, "people", pa.Table.from_pylist([_measure(row) for row in people], _PEOPLE))
     of_model, own = f"masks WHERE model = {quote_sql(model)}", ", ".join(_PEOPLE.names)
     return f"""
         SELECT *, NULL::VARCHAR AS task, 'model' AS source FROM (FROM {of_model} AND replaced_by IS NULL) ANTI JOIN internal.given_way USING (mask_id)
@@ -57,14 +54,9 @@ def join_answers(snapshot: Snapshot, model: str) -> str:
 
 def _find_same(snapshot: Snapshot, model: str, words: list[dict[str, Any]]) -> set[str]:
     """Masks of objects that people have answered for when they were shown another model's, or drew it themselves."""
-    from engine.masks.rle import mask_iou  # the base is imported without numpy
-
     ids = {"model": model, "images": sorted({row["image_id"] for row in words})}
     own = {row["mask_id"] for row in snapshot.rows(f"SELECT mask_id {_HOLD}", ids)}
-    others: dict[tuple[str, int, int], list[str]] = {}
-    for row in words:
-        if row["mask_id"] not in own and row["rle"]:
-            others.setdefault((row["image_id"], row["height"], row["width"]), []).append(row["rle"])
+    others = group_shapes(row for row in words if row["mask_id"] not in own)
     answered = {row["mask_id"] for row in words}
     ids["images"] = sorted({image_id for image_id, _, _ in others})
     same = set()
@@ -72,20 +64,14 @@ def _find_same(snapshot: Snapshot, model: str, words: list[dict[str, Any]]) -> s
         f"SELECT mask_id, image_id, rle, height, width {_HOLD}", params=ids
     ).to_arrow_reader(10_240):
         for row in batch.to_pylist():
-            size = row["height"], row["width"]
-            rivals = others.get((row["image_id"], *size), [])
-            if (
-                row["mask_id"] not in answered
-                and rivals
-                and mask_iou([row["rle"]], rivals, *size).max() > SAME_OBJECT
-            ):
+            if row["mask_id"] not in answered and is_same_object(row, others):
                 same.add(row["mask_id"])
     return same
 
 
 def _measure(row: dict[str, Any]) -> dict[str, Any]:
     """A row of people's with the box and the area of its mask."""
-    from engine.masks.rle import measure_rle
+    from engine.masks.rle import measure_rle  # the base is imported without numpy
 
     [area], [box] = measure_rle([row["rle"]], row["height"], row["width"])
     return row | {"area": int(area)} | dict(zip(("x0", "y0", "x1", "y1"), box.tolist(), strict=True))

@@ -11,6 +11,9 @@ from schemas.tables import IMAGES
 
 IMAGE_ROWS = pa.schema([field for field in IMAGES if field.name not in ("model", "committed_at")])
 """The columns of a row that a commit does not set itself."""
+COPIES = "list([uri, fingerprint] ORDER BY committed_at DESC, uri)"
+"""SQL, over the rows of `images` of one model and content: its files (uri, fingerprint), those that were labelled last first. Rows of
+files that were moved or deleted stay, so only who opens them knows which are there."""
 
 
 def image_row(item: PoolItem, settings: str, **known: Any) -> dict[str, Any]:

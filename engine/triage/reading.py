@@ -5,7 +5,7 @@ Shape suffixes: N candidates, M masks, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engine.generate.pooling import unpack_embeddings
-from engine.store.people import SAME_OBJECT
+from engine.store.people import group_shapes, is_same_object
 from engine.triage.acquisition import FROM_ACCEPTED, FROM_ALL
 from engine.triage.candidates import Candidates, Texts
 from schemas.errors import ConfigError
@@ -116,11 +116,9 @@ def read_free_masks(store: Store, queue: str, model: str, images: Sequence[str] 
         snapshot.con.execute(_NUMBER_IMAGES, {"model": model})
         of_images = snapshot.con.sql("FROM numbered_images ORDER BY place").to_arrow_table()
         table = snapshot.con.sql(_FREE, params=of).to_arrow_table()
-        answered: dict[str, list[Mapping[str, Any]]] = {}
-        for row in snapshot.rows(_ANSWERED, {}):
-            answered.setdefault(row["image_id"], []).append(row)
+        answered = group_shapes(snapshot.rows(_ANSWERED, {}))
         beside = snapshot.rows(_BESIDE_ANSWERED, {"model": model}) if answered else []
-        known = {row["mask_id"] for row in beside if _is_answered(row, answered.get(row["image_id"], ()))}
+        known = {row["mask_id"] for row in beside if is_same_object(row, answered)}
         sent = [row["mask_id"] for row in snapshot.rows(_ASKED_OF_MODEL, asked)]
         [counts] = snapshot.rows(_COUNTS, {**asked, "accepted": FROM_ACCEPTED, "every": FROM_ALL})
         [there] = snapshot.rows(_THERE, {"model": model})
@@ -171,14 +169,3 @@ def _embed(store: Store, model: str, mask_ids: Sequence[str], positions: np.ndar
 def _floats(column: pa.ChunkedArray) -> np.ndarray:
     """Its numbers, float32, NaN for NULL."""
     return column.to_numpy().astype(np.float32)
-
-
-def _is_answered(row: Mapping[str, Any], answers: Iterable[Mapping[str, Any]]) -> bool:
-    from pycocotools import mask as coco
-
-    size = [row["height"], row["width"]]
-    others = [{"size": size, "counts": of["rle"]} for of in answers if [of["height"], of["width"]] == size]
-    if not others:
-        return False
-    iou = coco.iou([{"size": size, "counts": row["rle"]}], others, [0] * len(others))
-    return bool(np.max(iou) > SAME_OBJECT)

@@ -31,7 +31,7 @@ from schemas.errors import ConfigError
 from schemas.records import Embedding, Prompts
 from schemas.settings import GenerateSettings
 
-SAME_OBJECT = 0.3
+LEAST_PARENT_IOU = 0.3
 """IoU with its parent below which a mask is of something else: mending may change much, but not what is meant."""
 _EVERYTHING = GenerateSettings(pred_iou_thresh=0, stability_score_thresh=0)
 _PROMPTS_AT_ONCE = 32
@@ -208,5 +208,5 @@ def _pick(
         places = np.flatnonzero(candidates.prompt_N == prompt).tolist()
         iou_N = mask_iou([rles[place] for place in places], [parents[prompt].rle], *size)[:, 0]
         score_N = np.nan_to_num(scored.rows_N["predicted_iou"][places], nan=-1.0)
-        best.append(max(zip((iou_N >= SAME_OBJECT).tolist(), score_N.tolist(), places, strict=True))[2])
+        best.append(max(zip((iou_N >= LEAST_PARENT_IOU).tolist(), score_N.tolist(), places, strict=True))[2])
     return best

@@ -14,7 +14,7 @@ from engine.generate.records import MAP_STATISTICS, SCORES, ImageMasks
 from engine.generate.tables import map_table, mask_table
 from engine.masks.map_crop import MapCrop
 from engine.masks.rle import encode_masks, mask_iou
-from engine.triage.repair import SAME_OBJECT, Mender, Parent
+from engine.triage.repair import LEAST_PARENT_IOU, Mender, Parent
 from schemas.tables import IMAGES, TABLES
 
 _A_MOMENT = timedelta(microseconds=1)
@@ -160,7 +160,7 @@ class MaskShard:
 def _does_better(child: Mapping[str, Any], parent: Mapping[str, Any]) -> bool:
     """Whether a child is of its parent's object, and better."""
     overlap = mask_iou([child["rle"]], [parent["rle"]], parent["height"], parent["width"])[0, 0]
-    return bool(overlap >= SAME_OBJECT and child["predicted_iou"] > parent["predicted_iou"])
+    return bool(overlap >= LEAST_PARENT_IOU and child["predicted_iou"] > parent["predicted_iou"])
 
 
 def _empty_child(parent: Mapping[str, Any], mender: Mender) -> dict[str, Any]:
