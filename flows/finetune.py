@@ -83,7 +83,7 @@ def finetune(
 ) -> FinetuneSummary | State:
     """Fine-tune a model on people's masks without forgetting what it knew.
 
-Of every labelled set a fifth of the groups is never learnt from, and of people's answers a fifth of the images. Killed at any moment, the same run goes
+    Of every labelled set a fifth of the groups is never learnt from, and of people's answers a fifth of the images. Killed at any moment, the same run goes
     on from its checkpoint in `out`. With `least_new`, a version that has no refiner or heads because a run was killed gets them, whatever was answered.
     """
     from engine.finetune import CHECKPOINT, find_unfitted
