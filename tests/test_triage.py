@@ -80,14 +80,6 @@ def test_seconds_are_learnt_from_tasks_and_lunch_does_not_count() -> None:
     assert abs(few.fix - SETTINGS.fix_s) < abs(few.fix - 25), "one task changes little"
 
 
-def test_one_long_task_counts_as_many_answers_as_it_has() -> None:
-    masks, seconds = np.array([1.0] * 30 + [30.0]), np.array([3.0] * 30 + [600.0])
-    costs = after(masks_K=masks, wrong_K=np.zeros(31), seconds_K=seconds)
-    assert costs.look == pytest.approx((30 * 3 + 600) / 60, rel=0.1), (
-        "half of all masks were looked at so slowly"
-    )
-
-
 @pytest.mark.parametrize(("share", "expected"), [(0.5, 0.5), (0.0, 0.0), (-0.3, 0.0), (9.0, 1.5)])
 def test_the_share_of_promised_gain_that_comes_true_is_learnt(share: float, expected: float) -> None:
     promised = np.full(2000, 0.1)

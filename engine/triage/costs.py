@@ -147,16 +147,14 @@ def _fit_good(evidence: Evidence, settings: TriageSettings) -> tuple[float, floa
 
 
 def _fit_seconds(evidence: Evidence, settings: TriageSettings) -> tuple[float, float]:
-    """Seconds a mask and more seconds a wrong one, by least squares that cannot be negative; a task counts as many masks as it has."""
+    """Seconds a mask and more seconds a wrong one, by least squares that cannot be negative."""
     from scipy.optimize import nnls
 
     taken = (evidence.seconds_K > 0) & (evidence.seconds_K <= _LONGEST_S)
     tasks = np.column_stack([evidence.masks_K, evidence.wrong_K])[taken]
-    share_K = 1 / np.sqrt(tasks[:, 0])  # the spread of a task's seconds grows with its masks
     prior = np.sqrt(_PRIOR_TASKS)
-    rows = np.concatenate([tasks * share_K[:, None], [[prior, 0], [0, prior]]])
-    told = [prior * settings.look_s, prior * settings.fix_s]
-    seconds = np.concatenate([evidence.seconds_K[taken] * share_K, told])
+    rows = np.concatenate([tasks, [[prior, 0], [0, prior]]])
+    seconds = np.concatenate([evidence.seconds_K[taken], [prior * settings.look_s, prior * settings.fix_s]])
     look, fix = nnls(rows.astype(float), seconds.astype(float))[0]
     return max(float(look), 0.1), float(fix)
 
