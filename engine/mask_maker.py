@@ -55,6 +55,7 @@ class MaskMaker:
             settings["heads"] = heads.version
         if refiner:
             settings["maps"] = refiner.version or refiner.source
+            settings["map"] = "doubt"  # what is kept; maps of another kind are made anew with it
         self.settings = json.dumps(settings, sort_keys=True)
 
     def make(self, images: Sequence[tuple[str, np.ndarray]]) -> list[dict[str, pa.Table]]:

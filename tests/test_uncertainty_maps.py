@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from engine.evaluate.map_validity import evaluate_maps
 from engine.learn.data import make_head_scenes
 from engine.learn.losses import cell_loss, focal_loss
+from engine.mask_maker import MaskMaker
 from engine.models.loading import load_segmenter
-from engine.uncertainty.maps import crop_maps, doubt, frame_maps
+from engine.pool import list_pool
+from engine.pseudolabel import Pseudolabeller
+from engine.store import Store
+from engine.uncertainty.maps import Refiner, crop_maps, doubt, frame_maps
 from engine.uncertainty.refiner_files import find_refiner
+from schemas.settings import GenerateSettings, PoolSettings
 
 
 def test_a_cell_is_as_uncertain_as_it_is_likely_to_be_wrong() -> None:
@@ -50,6 +59,22 @@ def test_what_a_refiner_is_taught_is_how_often_a_cell_belongs() -> None:
     far[..., 1, 1] = False
     wrong = torch.tensor([5.0, 5.0, 5.0, 5.0]).view(1, 1, 2, 2)
     assert cell_loss(wrong, target, far) < cell_loss(wrong, target, near), "what is not near counts little"
+
+
+def test_images_with_maps_of_another_kind_are_labelled_again(tmp_path: Path) -> None:
+    segmenter = load_segmenter("sam-nano", device="cpu")
+    (tmp_path / "pool").mkdir()
+    Image.fromarray(np.full((40, 40, 3), 120, np.uint8)).save(tmp_path / "pool" / "grey.png")
+    items = list(list_pool(str(tmp_path / "pool"), PoolSettings()))
+    store = Store(str(tmp_path / "masks"))
+    maker = MaskMaker(segmenter, GenerateSettings(points_per_side=2), None, Refiner(segmenter, "self"))
+    now, before = maker.settings, {**json.loads(maker.settings)}
+    del before["map"]
+    maker.settings = json.dumps(before, sort_keys=True)
+    Pseudolabeller(maker, store, PoolSettings()).label(items)
+    assert Pseudolabeller(maker, store, PoolSettings()).find_pending(items) == []
+    maker.settings = now
+    assert Pseudolabeller(maker, store, PoolSettings()).find_pending(items) == items
 
 
 @pytest.mark.slow

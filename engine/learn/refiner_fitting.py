@@ -195,7 +195,7 @@ def _judge(
 def _identify(segmenter: Segmenter, images: Sequence[LabelledImage], settings: RefinerSettings) -> str:
     """All that decides the result; how much memory may be used does not."""
     chosen = {key: value for key, value in asdict(settings).items() if key != "most_bytes"}
-    return json.dumps([segmenter.model_id, chosen, [image.key for image in images]])
+    return json.dumps([segmenter.model_id, "cell_loss", chosen, [image.key for image in images]])
 
 
 def _state(segmenter: Segmenter, trainee: PromptedModel) -> dict[str, torch.Tensor]:
