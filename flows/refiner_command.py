@@ -36,7 +36,7 @@ def fit_refiner(
 ) -> None:
     """Fit the refiner that says where in its masks a model is unsure.
 
-    It learns to redraw the model's masks as people drew them; what it would change is uncertain. Of each set a
+    It learns to redraw the model's masks as people drew them; where it and the model leave it open which side a cell is on is uncertain. Of each set a
     fifth of the groups is left for evaluation (gapmap evaluate maps). Stop it whenever you like: the same command
     goes on from the last checkpoint.
 
