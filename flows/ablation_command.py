@@ -162,7 +162,7 @@ def _print_table(report: dict[str, Any]) -> None:
         else:
             table.add_row(row["title"], *cells, worst)
             table.add_row("", *gains, style="dim")
-    console = Console()
+    console = Console(markup=False)
     console.print(
         f"{report['model']}, {report['masks']} kept-out masks; mIoU / mBIoU in %, and what is gained:"
     )

@@ -45,7 +45,7 @@ class LabelBar:
 
     def __init__(self, every_s: float = 30.0) -> None:
         self._every_s, self._told = every_s, time.monotonic()
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, markup=False)
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -103,13 +103,13 @@ class LabelBar:
         if failed:
             failed.append(f'gapmap query "{_ERRORS}" --store {shlex.quote(summary.store)}')
         for line in failed:  # whole, whatever the width: to be pasted
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(line, highlight=False, soft_wrap=True)
 
 
 @contextmanager
 def query_progress() -> Iterator[Callable[[float], None] | None]:
     """A callback for a query's share done, 0..1, shown as a bar once the query has taken a second; none off a terminal."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)
     if not console.is_terminal:
         yield None
         return
@@ -123,7 +123,7 @@ def query_progress() -> Iterator[Callable[[float], None] | None]:
 @contextmanager
 def steps_progress(what: str, every_s: float = 30.0) -> Iterator[StepsShown]:
     """A callback for (steps done, steps in all, how it goes), shown as a bar; off a terminal as a line every so often."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)
     if not console.is_terminal:
         told = time.monotonic()
 
@@ -136,7 +136,7 @@ def steps_progress(what: str, every_s: float = 30.0) -> Iterator[StepsShown]:
         yield tell
         return
     with Progress(
-        TextColumn(what),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -144,14 +144,14 @@ def steps_progress(what: str, every_s: float = 30.0) -> Iterator[StepsShown]:
         console=console,
         transient=True,
     ) as bar:
-        task = bar.add_task("", total=None, how="")
+        task = bar.add_task(what, total=None, how="")
         yield lambda done, total, how="": bar.update(task, completed=done, total=total, how=how)
 
 
 @contextmanager
 def phases_progress(every_s: float = 30.0) -> Iterator[Callable[[str, int, int], None]]:
     """A callback for (what is being done, steps done, steps in all), a bar for each; off a terminal lines as above."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)
     if not console.is_terminal:
         told, last = time.monotonic(), ""
 
@@ -163,8 +163,8 @@ def phases_progress(every_s: float = 30.0) -> Iterator[Callable[[str, int, int],
 
         yield tell
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
+    words = TextColumn("{task.description}", markup=False)
+    with Progress(words, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console) as bar:
         tasks: dict[str, TaskID] = {}
 
         def show(what: str, done: int, total: int) -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from packaging.version import Version
+
 _NEEDED = (
     "prefect",
     "torch",
@@ -97,7 +99,7 @@ def _package(name: str) -> Finding:
 
 def _not_newer(name: str, limit: tuple[int, int], harm: str) -> Finding:
     found = _version(name)
-    too_new = found != "absent" and tuple(int(part) for part in found.split(".")[:2]) >= limit
+    too_new = found != "absent" and Version(found).release[:2] >= limit  # of a pre-release, too
     bound = ".".join(map(str, limit))
     return Finding(
         f"{name} < {bound}",

@@ -121,7 +121,7 @@ def _print_tables(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(markup=False)
     areas = result["relative_auc"]
     table = Table("method", *(f"{gap} gap" for gap in areas), "r with IoU", box=None, pad_edge=False)
     methods = sorted({m for of in areas.values() for m in of}, key=lambda m: -(areas["task"][m]["mean"] or 0))

@@ -149,7 +149,7 @@ def _print_report(report: dict[str, Any], counts: list[int]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(markup=False)
     heads = [f"{count} click{'s' * (count > 1)}" for count in counts]
     rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in report["results"]:

@@ -107,7 +107,7 @@ def _print_table(result: dict[str, Any]) -> None:
             for key in ("separation", "separation_confidence", "separation_change")
         ]
         table.add_row(name, str(of["masks"]), *shares, *areas)
-    console = Console()
+    console = Console(markup=False)
     console.print(
         f"{result['model']}, maps by {result['map_source']}; cells around masks, certain = c > 0.6:"
     )

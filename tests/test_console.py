@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from flows.console import LabelBar, steps_progress
+from flows.console import LabelBar, phases_progress, steps_progress
 from flows.pseudolabel import RunSummary
 
 
@@ -48,3 +48,20 @@ def test_other_long_work_does_so_too(capfd: pytest.CaptureFixture[str]) -> None:
     with steps_progress("asking the models", every_s=0) as progress:
         progress(3, 20)
     assert capfd.readouterr().err.splitlines() == ["asking the models: 3/20"]
+
+
+def test_names_with_brackets_and_braces_are_told_as_they_are(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for store in ("/masks[old]", "/[/red]masks", "/masks{new}"):
+        with LabelBar() as bar:
+            bar.summarise(RunSummary(model="sam-nano@0123456789ab", store=store, images=1, seconds=1.0))
+        assert store in capfd.readouterr().err
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal
+    with steps_progress("clicking, cells [fixed] {old}") as progress:
+        progress(3, 20)
+    with phases_progress() as tell:
+        tell("cells [/red]", 3, 20)
+    said = capfd.readouterr().err
+    assert "clicking, cells [fixed] {old}" in said
+    assert "cells [/red]" in said

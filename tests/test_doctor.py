@@ -6,9 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+
+from flows.doctor import _not_newer
 
 ROOT = Path(__file__).parents[1]
 
@@ -63,3 +66,11 @@ def test_a_prefect_server_that_is_down() -> None:
     result = run_doctor("--quiet", PREFECT_API_URL="http://127.0.0.1:9/api")
     assert result.returncode == 1
     assert "prefect server: no answer" in result.stdout
+
+
+@pytest.mark.parametrize(("version", "fine"), [("2.0.51", True), ("2.1b1", False), ("2.1.0rc2", False)])
+def test_a_version_before_its_release_is_read_as_one(
+    version: str, fine: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metadata, "version", lambda name: version)
+    assert _not_newer("sqlalchemy", (2, 1), "schedules never fire").fine is fine
