@@ -110,9 +110,9 @@ def main() -> None:
     os.environ.pop("PREFECT_API_URL", None)
     quiet_prefect()
     tether_server()
+    from engine.report.stored_sheet import draw_sheet
     from engine.store import Store
     from flows.round_command import show_round
-    from tasks.sheet import draw_sheet
 
     pool, store, queue, sheet = (FOLDER / name for name in ("pool", "store", "review", "contact-sheet.png"))
     shutil.rmtree(queue, ignore_errors=True)

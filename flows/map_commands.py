@@ -77,8 +77,8 @@ def show(
 
     Example: gapmap show 3f2a9c01 --store masks/
     """
+    from engine.report.mask_picture import draw_mask_picture
     from engine.store import Store
-    from tasks.mask_picture import draw_mask_picture
 
     opened = Store(store)
     opened.check_exists()

@@ -30,9 +30,9 @@ def report(
     Example: gapmap report --store masks/ --open
     """
     from engine.report.round_page import summarise_round
+    from engine.report.round_report import write_round_report
     from engine.store import Store
     from flows.console import steps_progress
-    from tasks.round_report import write_round_report
 
     with steps_progress("report") as progress:
         made = write_round_report(Store(store), out, round_id, progress=progress)

@@ -76,10 +76,10 @@ def round(
     from pathlib import Path
 
     from engine.pool import check_addresses
+    from engine.report.round_report import check_page
     from engine.rounds import RoundJournal, hold_round
     from engine.store import Store
     from engine.store.layout import attempt_time
-    from tasks.round_report import check_page
 
     check_addresses(
         pool=pool,

@@ -92,7 +92,7 @@ def round(
         labelled_set=data,
         report=report,
     )
-    from tasks.round_report import check_page
+    from engine.report.round_report import check_page
 
     read = _read_settings(settings)
     chosen = read.model_copy(

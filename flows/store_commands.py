@@ -162,8 +162,8 @@ def sheet(
 
     Example: gapmap sheet sheet.png --store masks/
     """
+    from engine.report.stored_sheet import draw_sheet
     from engine.store import Store
-    from tasks.sheet import draw_sheet
 
     for line in draw_sheet(Store(store), out, images=images, model=model):
         typer.echo(line, err=True)

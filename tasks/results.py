@@ -10,8 +10,6 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from tasks.round_report import write_round_report
-
 if TYPE_CHECKING:
     from engine.store import Store
 
@@ -58,6 +56,7 @@ def publish_results(store: Store, summary: dict[str, Any]) -> None:
 def report_round(store: Store, out: Path, round_id: str | None = None) -> Path:
     """Write a round's page, and an artifact with its figures that says where the page is; see `write_round_report`."""
     from engine.report.round_page import describe_round, summarise_round
+    from engine.report.round_report import write_round_report
 
     made = write_round_report(store, out, round_id)
     page = out.absolute()

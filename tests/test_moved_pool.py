@@ -10,12 +10,12 @@ import pytest
 from review_sides import MODEL, FolderSide, label_pool, write_pool
 
 from engine.learn.data import read_coco
+from engine.report.mask_picture import draw_mask_picture
 from engine.report.round_gallery import draw_gallery
+from engine.report.stored_sheet import draw_sheet
 from engine.review.push import push_masks
 from engine.store import Store, export_coco
-from tasks.mask_picture import draw_mask_picture
 from tasks.results import most_uncertain
-from tasks.sheet import draw_sheet
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from store_rows import MODEL, fetch, image_row, mask_rows, tables_of
 from engine.masks.map_crop import MapCrop
 from engine.masks.rle import encode_masks
 from engine.report.round_page import describe_round, read_report, render_page, summarise_round
+from engine.report.round_report import write_round_report
 from engine.report.round_scope import find_scope
 from engine.store import Store
 from engine.triage.accept_error import bound_share
@@ -27,7 +28,6 @@ from flows.cli import main
 from schemas.errors import ConfigError
 from schemas.settings import TriageSettings
 from schemas.tables import MAPS
-from tasks.round_report import write_round_report
 
 NEW = "nano@ba9876543210"
 HOSTILE = "<img src=x onerror=alert(1)>\"'&{{7*7}}.png"

@@ -20,10 +20,10 @@ from engine.report.contact_sheet import (
     draw_masks,
     uncertainty_colour,
 )
+from engine.report.stored_sheet import draw_sheet
 from engine.store import Store
 from schemas.errors import ConfigError
 from tasks.results import most_uncertain
-from tasks.sheet import draw_sheet
 
 
 def square(height: int, width: int, box: tuple[int, int, int, int]) -> np.ndarray:

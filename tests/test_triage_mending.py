@@ -33,6 +33,7 @@ from engine.models.segmenter import Segmenter
 from engine.pool import list_pool
 from engine.pseudolabel import Pseudolabeller
 from engine.report.contact_sheet import SheetCell, draw_contact_sheet, draw_masks
+from engine.report.stored_sheet import draw_sheet
 from engine.review.push import push_masks
 from engine.scenes import make_scene
 from engine.store import Snapshot, Store, export_coco
@@ -48,7 +49,6 @@ from engine.uncertainty.refiner_files import find_refiner
 from flows.cli import main
 from schemas.errors import ConfigError, TransientError
 from schemas.settings import AcquisitionSettings, GenerateSettings, PoolSettings, TriageSettings
-from tasks.sheet import draw_sheet
 
 FEW = GenerateSettings(points_per_side=3, pred_iou_thresh=0.3, stability_score_thresh=0.3)
 # Where machines cost nothing and people much, whatever promises a gain is tried.

@@ -5,14 +5,18 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from engine.masks.map_crop import MapCrop
+from engine.masks.rle import decode_rle
+from engine.pool import reread_copy
+from engine.report.map_plots import draw_mask
+from engine.store import Store
+from engine.store.image_rows import COPIES
+from engine.store.whole_file import check_folder, written_whole
 from schemas.errors import ConfigError, ImageError
-
-if TYPE_CHECKING:
-    from engine.store import Store
 
 _MASK = """
     WITH found AS (FROM masks WHERE starts_with(mask_id, '{mask_id}') ORDER BY mask_id LIMIT 50)
@@ -36,11 +40,6 @@ def draw_mask_picture(store: Store, mask_id: str, out: Path | None = None) -> Pa
         ConfigError: no mask or several have these digits, its image is not there as it was labelled, or `out` cannot be
             written.
     """
-    from engine.masks.rle import decode_rle
-    from engine.pool import reread_copy
-    from engine.report.map_plots import draw_mask
-    from engine.store.whole_file import check_folder, written_whole
-
     row = _find_mask(store, mask_id)
     path = out or Path(f"{row['mask_id']}.png")
     if path.suffix.lower() != ".png":
@@ -70,8 +69,6 @@ def draw_mask_picture(store: Store, mask_id: str, out: Path | None = None) -> Pa
 
 
 def _find_mask(store: Store, mask_id: str) -> dict[str, Any]:
-    from engine.store.image_rows import COPIES
-
     if not re.fullmatch("[0-9a-f]{1,32}", mask_id):
         raise ConfigError(
             f"{mask_id!r} is no mask_id: those are hex digits. Look some up: "
@@ -87,8 +84,6 @@ def _find_mask(store: Store, mask_id: str) -> dict[str, Any]:
 
 
 def _read_map(store: Store, row: dict[str, Any]) -> np.ndarray | None:
-    from engine.masks.map_crop import MapCrop
-
     if row["map_source"] is None:
         return None
     found = store.query(

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+
+from engine.masks.rle import decode_rle
+from engine.pool import reread_copy
+from engine.report.contact_sheet import SheetCell, draw_contact_sheet, draw_masks
+from engine.store import Store
+from engine.store.image_rows import COPIES
+from engine.store.model_choice import newest_model
+from engine.store.whole_file import check_folder, written_whole
 from schemas.errors import ConfigError, ImageError
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from engine.store import Store
 
 _KINDS = (".png", ".jpg", ".jpeg")
 _IMAGES = """
@@ -41,12 +45,6 @@ def draw_sheet(store: Store, out: Path, *, images: int = 12, model: str | None =
     Raises:
         ConfigError: the store holds no masks (of that model), or `out` cannot be written.
     """
-    from engine.pool import reread_copy
-    from engine.report.contact_sheet import SheetCell, draw_contact_sheet, draw_masks
-    from engine.store.image_rows import COPIES
-    from engine.store.model_choice import newest_model
-    from engine.store.whole_file import written_whole
-
     _check_out(out)
     model = newest_model(store, model)
     quoted = model.replace("'", "''")
@@ -74,15 +72,11 @@ def draw_sheet(store: Store, out: Path, *, images: int = 12, model: str | None =
 
 
 def _one_by_one(masks: list[dict[str, Any]]) -> Iterator[tuple[np.ndarray, float]]:
-    from engine.masks.rle import decode_rle
-
     for mask in masks:
         yield decode_rle([mask["rle"]], mask["height"], mask["width"])[0], mask["uncertainty"]
 
 
 def _check_out(out: Path) -> None:
-    from engine.store.whole_file import check_folder
-
     if out.suffix.lower() not in _KINDS:
         raise ConfigError(f"{out} does not end in {', '.join(_KINDS)}. Write for example {out}.png.")
     check_folder(out)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from engine.report.round_page import RoundReport, read_report, render_page
+from engine.store import Store
+from engine.store.whole_file import check_folder, written_whole
+from engine.triage.accept_error import estimate_accept_error
 from schemas.errors import ConfigError
 from schemas.settings import TriageSettings
-
-if TYPE_CHECKING:
-    from engine.report.round_page import RoundReport
-    from engine.store import Store
 
 _GOOD_IOU = TriageSettings().good_iou  # where no round says it
 
@@ -35,10 +34,6 @@ def write_round_report(
     Raises:
         ConfigError: there is nothing to report, no such round, or `out` cannot be written.
     """
-    from engine.report.round_page import read_report, render_page
-    from engine.store.whole_file import written_whole
-    from engine.triage.accept_error import estimate_accept_error
-
     check_page(out)
     report = read_report(store, round_id, progress)
     triaged = report.data.scope.step("triage")
@@ -52,8 +47,6 @@ def write_round_report(
 
 def check_page(out: Path) -> None:
     """Raise ConfigError where the page cannot be written."""
-    from engine.store.whole_file import check_folder
-
     if out.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"{out} does not end in .html. Write for example {out}.html.")
     check_folder(out)
