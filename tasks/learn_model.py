@@ -11,8 +11,10 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.concurrency.sync import concurrency
+from prefect.tasks import exponential_backoff
 
 from tasks.label_shard import DEVICE_LIMIT
+from tasks.retrying import may_help_to_retry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +27,14 @@ if TYPE_CHECKING:
     from schemas.settings import FinetuneSettings
 
 
-@task(name="learn-model", cache_policy=NO_CACHE, persist_result=False)
+@task(
+    name="learn-model",
+    retries=3,
+    retry_delay_seconds=exponential_backoff(5),
+    retry_condition_fn=may_help_to_retry,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
 def learn_model(
     segmenter: Segmenter,
     sets: Mapping[str, Sequence[LabelledImage]],
