@@ -11,9 +11,10 @@ from prefect import State, flow, get_run_logger
 from prefect.states import Completed
 from pydantic import BaseModel, Field
 
-from schemas.fitting_settings import REFIT_SCENES, REFIT_STEPS, HeadSettings, RefinerSettings
+from schemas.fitting_settings import REFIT_SCENES, REFIT_STEPS
 from schemas.settings import FinetuneSettings
 from tasks.learn_model import learn_model
+from tasks.refit_version import refit_version
 
 
 class FinetuneSummary(BaseModel):
@@ -158,68 +159,3 @@ def summarise_version(record: Mapping[str, Any]) -> FinetuneSummary:
         step=metrics["step"],
         held_out_iou=(looks[0], looks[metrics["step"]]),
     )
-
-
-def refit_version(
-    weights: Path,
-    data: list[Path],
-    store: str | None,
-    refiner_steps: int,
-    scenes: int,
-    larger: str | None,
-    device: str | None,
-    kept_since: float,
-) -> None:
-    """A refiner and heads of a new version, beside its weights: its tokens mean something else than its parent's.
-
-    Those that were written from `kept_since` on, seconds since the epoch, stay as they are.
-    """
-    from engine.fitted_heads import make_heads
-    from engine.fitted_refiner import make_refiner
-    from engine.learn.checkpoints import StaleCheckpointError
-    from engine.store import Store
-    from engine.uncertainty.head_files import SUFFIX as HEADS
-    from engine.uncertainty.refiner_files import SUFFIX as REFINER
-    from tasks.progress import tell_steps
-
-    def progress(what: str, done: int, total: int) -> None:
-        tell_steps(done, total, what)
-
-    def is_kept(suffix: str) -> bool:
-        path = weights.with_name(weights.stem + suffix)
-        return path.is_file() and path.stat().st_mtime >= kept_since
-
-    log = get_run_logger()
-    model, answers = str(weights), Store(store) if store else None
-    if not is_kept(REFINER):
-        settings = RefinerSettings(steps=refiner_steps)
-
-        def fit() -> None:
-            made = make_refiner(
-                model, data, answers, scenes, settings, replace=True, device=device, progress=progress
-            )
-            log.info(
-                "refiner: %s, held-out IoU %.3f to %.3f", made.path, made.fit.iou_before, made.fit.iou_after
-            )
-
-        try:
-            fit()
-        except StaleCheckpointError as error:  # more was answered since it was killed
-            error.path.unlink()
-            fit()
-    if is_kept(HEADS):
-        return
-    tokens = Store(str(weights.parent / "tokens"))
-    heads, _ = make_heads(
-        model,
-        larger,
-        data,
-        answers,
-        scenes,
-        tokens,
-        HeadSettings(),
-        replace=True,
-        device=device,
-        progress=progress,
-    )
-    log.info("heads: %s", heads)

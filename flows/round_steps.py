@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.finetune import FinetuneSummary, finetune, refit_version, summarise_version
+from flows.finetune import FinetuneSummary, finetune, summarise_version
 from flows.pseudolabel import pseudolabel
 from flows.review import review_pull, review_push
 from flows.triage import triage
 from tasks.judge_version import judge_version
+from tasks.refit_version import refit_version
 from tasks.results import report_round
 
 if TYPE_CHECKING:
