@@ -114,7 +114,7 @@ class RoundSteps:
         with hold_models(self.out):
             taught = find_unjudged(self.target, model)
             if taught and why_wait(self.target, self.name, self.least_new, self.longest_wait_h):
-                return summarise_version(taught).model_dump()
+                return summarise_version(taught, self.target).model_dump()
             answered_until = find_latest_answer(self.target)
             if not read_lessons(self.data, self.target):
                 return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,7 +95,5 @@ def learn_model(
             made = learn()
     if store is not None:
         store.record_model(made.record)
-    if lost := json.loads(made.record["metrics"])["lost"]:
-        log.warning("%d images of the pool could not be opened: others were learnt from in their place", lost)
     update_progress_artifact(artifact, 100.0)  # type: ignore[arg-type]
     return made
