@@ -116,6 +116,22 @@ def finetune_model(
     return FinetunedModel(path, {**describe_model(new), "parent": segmenter.model_id, **texts})
 
 
+def warn_of_learning(record: Mapping[str, Any]) -> list[str]:
+    """What whoever taught a version with a store should know, from its row of `models`: a sentence for each thing that was amiss."""
+    data, settings, metrics = (json.loads(record[key]) for key in ("data", "settings", "metrics"))
+    warnings = []
+    if lost := metrics["lost"]:
+        warnings.append(
+            f"{lost} images of the pool could not be opened: others were learnt from in their place."
+        )
+    if settings["distillation"] and not data["pseudo"]["held"]:
+        warnings.append(
+            "Nothing kept the model from forgetting: the store has no image of it that people have not labelled. "
+            "Label a pool of other images too."
+        )
+    return warnings
+
+
 def find_unfitted(store: Store, name: str, out: Path) -> dict[str, Any] | None:
     """The newest version of a model, as its row of `models`, where the run that made it was killed before it had a refiner and heads;
     None where all is done, no run was killed, or the version was refused.

@@ -68,7 +68,7 @@ def make_heads(
         ConfigError: there is nothing to fit to, nowhere to write, or a set that is named twice or not at all.
     """
     others = read_sets(evaluate_on)
-    sets = read_fitting_sets(data, store, scenes)
+    sets = read_fitting_sets(data, store, scenes, progress)
     for name in others:
         if name in sets.labelled:
             raise ConfigError(

@@ -49,7 +49,7 @@ def make_refiner(
         ConfigError: there is nothing to learn from, or nowhere to write.
         StaleCheckpointError: a run with other labels or settings was killed.
     """
-    learnt = read_fitting_sets(data, store, scenes).learnt
+    learnt = read_fitting_sets(data, store, scenes, progress).learnt
     segmenter = load_segmenter(model, device=device)
     path = choose_output(out, refiner_path(segmenter), "--maps", replace=replace)
     checkpoint = path.with_name(path.name + ".checkpoint")

@@ -91,7 +91,7 @@ def hold_round(store: Store) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(lock_path("round", store.files.label))
+    lock = FileLock(lock_path("round", store.files.place))
     try:
         lock.acquire(timeout=0)
     except Timeout:

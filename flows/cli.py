@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import traceback
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +14,7 @@ from flows.head_commands import fit_heads
 from flows.label_command import label
 from flows.map_commands import evaluate_maps, show
 from flows.model_commands import models
+from flows.own_prefect import is_raised_by_prefect
 from flows.refiner_command import fit_refiner
 from flows.report_command import report
 from flows.review_commands import listen, pull, push
@@ -81,17 +81,11 @@ def main(arguments: list[str] | None = None) -> Any:
             typer.secho(text, err=True)
         raise
     except Exception as error:
-        if _package_that_raised(error) not in ("prefect", "httpx"):
+        if not is_raised_by_prefect(error):
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
         typer.secho(f"gapmap: Prefect cannot run this: {reason}", fg="red", err=True)
     sys.exit(1)
-
-
-def _package_that_raised(error: Exception) -> str:
-    """Prefect has no class for all of its errors (a server that does not answer is a RuntimeError)."""
-    frames = list(traceback.walk_tb(error.__traceback__))
-    return str(frames[-1][0].f_globals.get("__name__", "")).partition(".")[0] if frames else ""
 
 
 if __name__ == "__main__":

@@ -5,25 +5,30 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect import State, flow, get_run_logger
 from prefect.states import Completed
 from pydantic import BaseModel, Field
 
-from schemas.fitting_settings import REFIT_SCENES, REFIT_STEPS, HeadSettings, RefinerSettings
+from schemas.fitting_settings import REFIT_SCENES, REFIT_STEPS
 from schemas.settings import FinetuneSettings
 from tasks.learn_model import learn_model
+from tasks.refit_version import refit_version
+
+if TYPE_CHECKING:
+    from engine.store import Store
 
 
 class FinetuneSummary(BaseModel):
-    """What came of it: the new model, where it lies, and how the held-out groups were told before and after."""
+    """What came of it: the new model, where it lies, how the held-out groups were told before and after, and what was amiss."""
 
     model: str
     parent: str
     weights: str
     step: int
     held_out_iou: tuple[float, float]
+    warnings: list[str] = []
 
 
 @flow(name="finetune", persist_result=False)
@@ -127,7 +132,7 @@ def finetune(
             if (left := find_left(segmenter.name)) is None:
                 return Completed(name="Skipped", message=why)
             finish(Path(left["source"]))
-            return summarise_version(left)
+            return summarise_version(left, target)
         answered_until = find_latest_answer(target) if target else None
         sets = read_lessons(paths, target)
         if not sets:
@@ -136,19 +141,18 @@ def finetune(
             )
         how = settings or FinetuneSettings()
         made = learn_model(segmenter, sets, target, how, Path(out), most_uncertain, answered_until, anew)
-        summary = summarise_version(made.record)
+        summary = summarise_version(made.record, target)
         log.info("%s from %s: %s", summary.model, summary.parent, summary.weights)
-        if target and how.distillation and not json.loads(made.record["data"])["pseudo"]["held"]:
-            log.warning(
-                "Nothing kept the model from forgetting: the store has no image of it that people have not labelled. "
-                "Label a pool of other images too."
-            )
+        for text in summary.warnings:
+            log.warning(text)
         finish(made.path)
     return summary
 
 
-def summarise_version(record: Mapping[str, Any]) -> FinetuneSummary:
-    """What came of a fine-tuning, from its row of the table `models`."""
+def summarise_version(record: Mapping[str, Any], store: Store | None) -> FinetuneSummary:
+    """What came of a fine-tuning, with a store or without one, from its row of the table `models`."""
+    from engine.finetune import warn_of_learning
+
     metrics = json.loads(record["metrics"])
     looks = {looked["step"]: looked["iou"] for looked in metrics["history"]}
     return FinetuneSummary(
@@ -157,69 +161,5 @@ def summarise_version(record: Mapping[str, Any]) -> FinetuneSummary:
         weights=record["source"],
         step=metrics["step"],
         held_out_iou=(looks[0], looks[metrics["step"]]),
+        warnings=warn_of_learning(record) if store else [],
     )
-
-
-def refit_version(
-    weights: Path,
-    data: list[Path],
-    store: str | None,
-    refiner_steps: int,
-    scenes: int,
-    larger: str | None,
-    device: str | None,
-    kept_since: float,
-) -> None:
-    """A refiner and heads of a new version, beside its weights: its tokens mean something else than its parent's.
-
-    Those that were written from `kept_since` on, seconds since the epoch, stay as they are.
-    """
-    from engine.fitted_heads import make_heads
-    from engine.fitted_refiner import make_refiner
-    from engine.learn.checkpoints import StaleCheckpointError
-    from engine.store import Store
-    from engine.uncertainty.head_files import SUFFIX as HEADS
-    from engine.uncertainty.refiner_files import SUFFIX as REFINER
-    from tasks.progress import tell_steps
-
-    def progress(what: str, done: int, total: int) -> None:
-        tell_steps(done, total, what)
-
-    def is_kept(suffix: str) -> bool:
-        path = weights.with_name(weights.stem + suffix)
-        return path.is_file() and path.stat().st_mtime >= kept_since
-
-    log = get_run_logger()
-    model, answers = str(weights), Store(store) if store else None
-    if not is_kept(REFINER):
-        settings = RefinerSettings(steps=refiner_steps)
-
-        def fit() -> None:
-            made = make_refiner(
-                model, data, answers, scenes, settings, replace=True, device=device, progress=progress
-            )
-            log.info(
-                "refiner: %s, held-out IoU %.3f to %.3f", made.path, made.fit.iou_before, made.fit.iou_after
-            )
-
-        try:
-            fit()
-        except StaleCheckpointError as error:  # more was answered since it was killed
-            error.path.unlink()
-            fit()
-    if is_kept(HEADS):
-        return
-    tokens = Store(str(weights.parent / "tokens"))
-    heads, _ = make_heads(
-        model,
-        larger,
-        data,
-        answers,
-        scenes,
-        tokens,
-        HeadSettings(),
-        replace=True,
-        device=device,
-        progress=progress,
-    )
-    log.info("heads: %s", heads)

@@ -121,6 +121,8 @@ def finetune(
             device=device,
         )
     assert isinstance(summary, FinetuneSummary)
+    for text in summary.warnings:
+        typer.secho(text, fg="yellow", err=True)
     before, after = summary.held_out_iou
     typer.echo(f"{summary.model}, from {summary.parent}: {summary.weights}")
     if before:

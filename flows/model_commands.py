@@ -10,6 +10,8 @@ import typer
 from flows.head_commands import DataOption
 from flows.store_commands import StoreOption
 
+_REFUSED = 3  # 1 is an error, 2 a wrong option
+
 models = typer.Typer(
     name="models",
     help="List the models that have a name; decide which version of one is in use.",
@@ -80,7 +82,7 @@ def promote(
 
     Both answer with 1, 3 and 5 points on what is kept out of the labelled sets and of people's answers (a fifth). The new
     one is promoted if no task loses more than half a point of IoU and the mean gains; else it is refused, and the
-    command ends with 2. The verdict and its numbers are rows of the table promotions.
+    command ends with 3. The verdict and its numbers are rows of the table promotions.
 
     Example: gapmap models promote models/0f3a9c01b2c3/sam-nano.safetensors --store masks/ --data labelled/
     """
@@ -106,7 +108,7 @@ def promote(
         )
     typer.echo(f"{'promoted' if verdict.passed else 'refused'}: {verdict.reason}")
     if not verdict.passed:
-        raise typer.Exit(2)
+        raise typer.Exit(_REFUSED)
 
 
 @models.command()

@@ -1,10 +1,11 @@
-"""Prefect for a command that runs a flow in its own process: quiet, and leaving nothing behind."""
+"""Prefect for a command that runs a flow in its own process: quiet, leaving nothing behind, its own troubles told apart."""
 
 from __future__ import annotations
 
 import os
 import signal
 import subprocess
+import traceback
 from typing import Any
 
 
@@ -61,3 +62,10 @@ def tether_server() -> None:
                 self._watch = None
 
     TetheredServer()  # the one instance there is, also for Prefect
+
+
+def is_raised_by_prefect(error: Exception) -> bool:
+    """Prefect has no class for all of its errors (a server that does not answer is a RuntimeError)."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    module = str(frames[-1][0].f_globals.get("__name__", "")) if frames else ""
+    return module.partition(".")[0] in ("prefect", "httpx")

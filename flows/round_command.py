@@ -157,6 +157,7 @@ def show_round(summary: RoundSummary) -> None:
         "pull": lambda of: ", ".join(f"{count} {verdict}" for verdict, count in of["verdicts"].items()),
         "finetune": lambda of: (
             f"{of['model']}, held-out IoU {of['held_out_iou'][0]:.3f} to {of['held_out_iou'][1]:.3f}"
+            + "".join(f"\n  {'':12} {text}" for text in of.get("warnings", []))
         ),
         "promote": lambda of: f"{'promoted' if of['promoted'] else 'refused'}: {of['reason']}",
         "rescore": lambda of: f"{of['masks']} masks by the new version",

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.finetune import FinetuneSummary, finetune, refit_version, summarise_version
+from flows.finetune import FinetuneSummary, finetune, summarise_version
 from flows.pseudolabel import pseudolabel
 from flows.review import review_pull, review_push
 from flows.triage import triage
 from tasks.judge_version import judge_version
+from tasks.refit_version import refit_version
 from tasks.results import report_round
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class RoundSteps:
         with hold_models(self.out):
             taught = find_unjudged(self.target, model)
             if taught and why_wait(self.target, self.name, self.least_new, self.longest_wait_h):
-                return summarise_version(taught).model_dump()
+                return summarise_version(taught, self.target).model_dump()
             answered_until = find_latest_answer(self.target)
             if not read_lessons(self.data, self.target):
                 return {

@@ -11,6 +11,8 @@ import hmac
 import os
 import secrets
 import threading
+import traceback
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -19,11 +21,13 @@ from typing import Any
 import typer
 from fastapi import FastAPI, Request, Response
 
+from flows.own_prefect import is_raised_by_prefect
 from schemas.errors import ConfigError, GapmapError
 
 HEADER = "x-gapmap-secret"
 SECRET_FILE = Path(".review") / "webhook-secret"
 _MOST_BYTES = 1 << 20
+_MOST_FAILURES = 5  # in a row, of one kind: then the next one would be no other
 
 
 class Puller:
@@ -33,10 +37,21 @@ class Puller:
         fetch: one pull; its result has `answers`.
         every_s: seconds.
         tell: takes a line for the person who watches.
+        give_up: called once it is of no use to go on.
+
+    Attributes:
+        failure: why it is of no use.
     """
 
-    def __init__(self, fetch: Callable[[], Any], every_s: float, tell: Callable[[str], None]) -> None:
-        self._fetch, self._every_s, self._tell = fetch, every_s, tell
+    def __init__(
+        self,
+        fetch: Callable[[], Any],
+        every_s: float,
+        tell: Callable[[str], None],
+        give_up: Callable[[], None],
+    ) -> None:
+        self._fetch, self._every_s, self._tell, self._give_up = fetch, every_s, tell, give_up
+        self.failure: GapmapError | None = None
         self._wake, self._stop = threading.Event(), False
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -56,6 +71,7 @@ class Puller:
         self._thread.join(timeout=60)
 
     def _run(self) -> None:
+        unforeseen: deque[str] = deque(maxlen=_MOST_FAILURES)  # kinds of the last failures, in a row
         while True:
             self._wake.wait(self._every_s)
             self._wake.clear()
@@ -65,10 +81,29 @@ class Puller:
                 found = self._fetch()
                 if found.answers:
                     self._tell(f"{found.answers} new or changed answers")
+                unforeseen.clear()
             except GapmapError as error:  # the next pull finds what this one did not
                 self._tell(str(error))
-            except Exception as error:  # nor may Prefect's own troubles end the listening
-                self._tell(f"a pull failed ({type(error).__name__}); the next one tries again")
+                unforeseen.clear()
+            except Exception as error:
+                kind = type(error).__name__
+                if not is_raised_by_prefect(error):  # Prefect's own troubles may not end the listening
+                    _show_place(error)
+                    unforeseen.append(kind)
+                if unforeseen.count(kind) == _MOST_FAILURES:
+                    self.failure = GapmapError(
+                        f"{_MOST_FAILURES} pulls in a row failed alike ({kind}), and not as was foreseen; the places are shown above. "
+                        "No answer is lost: the next `gapmap pull` that succeeds fetches what these did not."
+                    )
+                    self._give_up()
+                    return
+                self._tell(f"a pull failed ({kind}); the next one tries again")
+
+
+def _show_place(error: Exception) -> None:
+    """The traceback without what the error says: a token or an answer may be in it."""
+    lines = ["Traceback (most recent call last):\n", *traceback.format_tb(error.__traceback__)]
+    typer.echo("".join(lines) + type(error).__name__, err=True)
 
 
 def make_receiver(puller: Puller, secret: str) -> FastAPI:
@@ -121,6 +156,7 @@ def serve(fetch: Callable[[], Any], *, host: str, port: int, every_s: float) -> 
 
     Raises:
         ConfigError: the port is taken.
+        GapmapError: several pulls in a row failed alike, as none should.
     """
     import socket
 
@@ -137,11 +173,19 @@ def serve(fetch: Callable[[], Any], *, host: str, port: int, every_s: float) -> 
     named = (
         "GAPMAP_WEBHOOK_SECRET" if os.environ.get("GAPMAP_WEBHOOK_SECRET") else str(SECRET_FILE.absolute())
     )
-    puller = Puller(fetch, every_s, lambda line: typer.echo(line))
+
+    def end() -> None:
+        server.should_exit = True
+
+    puller = Puller(fetch, every_s, lambda line: typer.echo(line), end)
     app = make_receiver(puller, find_secret())
+    server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False))
     typer.echo(f"listening on http://{host}:{port}/ for the header X-Gapmap-Secret; the secret is in {named}")
     puller.start()
     try:
-        uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False)
+        with suppress(KeyboardInterrupt):
+            server.run()
     finally:
         puller.stop()
+    if puller.failure:
+        raise puller.failure

@@ -10,15 +10,24 @@ from typing import TYPE_CHECKING, Any
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.concurrency.sync import concurrency
+from prefect.tasks import exponential_backoff
 
 from tasks.label_shard import DEVICE_LIMIT
 from tasks.progress import tell_steps
+from tasks.retrying import may_help_to_retry
 
 if TYPE_CHECKING:
     from engine.store import Store
 
 
-@task(name="judge-version", cache_policy=NO_CACHE, persist_result=False)
+@task(
+    name="judge-version",
+    retries=3,
+    retry_delay_seconds=exponential_backoff(5),
+    retry_condition_fn=may_help_to_retry,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
 def judge_version(
     store: Store,
     model: str,

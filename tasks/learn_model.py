@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,8 +10,10 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.concurrency.sync import concurrency
+from prefect.tasks import exponential_backoff
 
 from tasks.label_shard import DEVICE_LIMIT
+from tasks.retrying import may_help_to_retry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +26,14 @@ if TYPE_CHECKING:
     from schemas.settings import FinetuneSettings
 
 
-@task(name="learn-model", cache_policy=NO_CACHE, persist_result=False)
+@task(
+    name="learn-model",
+    retries=3,
+    retry_delay_seconds=exponential_backoff(5),
+    retry_condition_fn=may_help_to_retry,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
 def learn_model(
     segmenter: Segmenter,
     sets: Mapping[str, Sequence[LabelledImage]],
@@ -87,7 +95,5 @@ def learn_model(
             made = learn()
     if store is not None:
         store.record_model(made.record)
-    if lost := json.loads(made.record["metrics"])["lost"]:
-        log.warning("%d images of the pool could not be opened: others were learnt from in their place", lost)
     update_progress_artifact(artifact, 100.0)  # type: ignore[arg-type]
     return made

@@ -135,6 +135,18 @@ def test_a_set_that_is_called_as_procedural_scenes_are_has_to_be_renamed(folder:
         read_fitting_sets([named], None, 3)
 
 
+def test_scenes_are_painted_without_a_fork_and_whoever_waits_is_told_beside_the_output(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A flow has many threads: one of them may hold a lock that a forked process would wait for."""
+    monkeypatch.delattr("os.fork")
+    told: list[tuple[str, int, int]] = []
+    sets = read_fitting_sets([], None, 2, lambda *how: told.append(how))
+    assert len(sets.learnt["scenes"]) == 2
+    assert told == [("painting scenes", 1, 2), ("painting scenes", 2, 2)]
+    assert capfd.readouterr().out == ""
+
+
 def test_masks_of_one_picture_have_one_size(folder: Path) -> None:
     change(folder, segmentation={"size": [64, 64], "counts": [0, 64, 4032]})
     with pytest.raises(ConfigError, match=r"00\.png have different sizes .*\(64, 64\), \(128, 128\)"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +31,7 @@ from engine.store import Store
 from schemas.errors import ConfigError
 from schemas.settings import FinetuneSettings
 
+ROOT = Path(__file__).parents[1]
 TINY = FinetuneSettings(steps=4, images=2, masks=2, rounds=3, check_every=2, rate=1e-3)
 
 
@@ -165,6 +168,25 @@ def test_a_version_is_judged_by_the_answers_whose_pictures_are_still_there(
         paths[image_id].unlink()
     with pytest.raises(ConfigError, match=r"None of the images .* Bring them back"):
         judge_version(store, "sam2-mini", [], name="sam-nano", device="cpu")
+
+
+@pytest.mark.slow
+def test_whoever_fine_tunes_is_told_of_lost_images_and_that_nothing_kept_the_model_from_forgetting(
+    nano: Segmenter, answered: tuple[Store, dict[str, Path]], tmp_path: Path
+) -> None:
+    store, paths = answered
+    learnt = [image_id for image_id in paths if not is_kept_out(image_id)]
+    row = image_row(f"file://{paths[learnt[0]]}", n_masks=1, image_id=learnt[0])
+    store.commit_shard(nano.model_id, *tables_of([row]))  # of its own images people have labelled all
+    for image_id in learnt[2:]:
+        paths[image_id].unlink()
+    command = [sys.executable, "-m", "flows.cli", "finetune", "--store", store.files.label, "--no-refit"]
+    command += ["--out", str(tmp_path / "models")]
+    command += ["--steps", "4", "--images", "2", "--masks", "1", "--rounds", "2"]
+    tuned = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert tuned.returncode == 0, tuned.stderr
+    assert "images of the pool could not be opened: others were learnt from" in tuned.stderr
+    assert "Nothing kept the model from forgetting" in tuned.stderr
 
 
 def test_heads_and_refiner_are_fitted_to_the_answers_whose_pictures_are_still_there(

@@ -17,7 +17,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 from PIL import Image
 
-from engine.pool import list_pool, prefetch, read_image
+from engine.pool import fetch_bytes, hash_image, list_pool, prefetch, read_image, reread_bytes, reread_copy
 from schemas.errors import ConfigError, ImageError, TransientError
 from schemas.records import PoolItem
 from schemas.settings import PoolSettings
@@ -50,6 +50,20 @@ def test_list_and_read_an_http_folder(web):
     assert [read_image(i, ANY).pixels[0, 0, 0] for i in items] == [1, 0, 2, 4]
     assert [i.uri for i in list_pool(f"{web.url}/sub/**/*.png", ANY)] == [f"{web.url}/sub/deep/d.png"]
     assert [i.uri for i in list_pool(web.url, PoolSettings(include=("a b.png",)))] == [f"{web.url}/a%20b.png"]
+
+
+def test_an_image_is_opened_again_although_the_storage_fails_in_passing(web):
+    file = png_bytes(4)
+    copies, image_id = [(f"{web.url}/flaky/sub/deep/d.png", "unversioned")], hash_image(file)
+    assert reread_copy(copies, image_id).pixels[0, 0, 0] == 4
+    assert web.asked["/flaky/sub/deep/d.png"] == 3
+    web.asked.clear()
+    assert reread_bytes(copies, image_id) == file
+    web.asked.clear()
+    assert fetch_bytes(copies[0][0]) == file
+    with pytest.raises(TransientError, match="just now"):
+        reread_copy([(f"{web.url}/down/d.png", "unversioned")], image_id)
+    assert web.asked["/down/d.png"] == 4
 
 
 def test_list_one_http_file(web):

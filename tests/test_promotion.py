@@ -146,7 +146,7 @@ def test_a_worse_version_is_refused_and_a_better_one_labels_from_then_on(tmp_pat
     assert first.returncode == 0, first.stderr
     spoilt = spoil(tmp_path / "spoilt" / "sam-nano.safetensors", 0)
     refused = gapmap("models", "promote", spoilt, "--store", store, "--data", labelled)
-    assert refused.returncode == 2, refused.stderr
+    assert refused.returncode == 3, refused.stderr
     assert refused.stdout.startswith("refused: ")
     [row] = Store(str(store)).query("FROM promotions").to_pylist()
     assert row["action"] == "refused"
@@ -172,6 +172,8 @@ def test_what_cannot_work_says_what_to_do(tmp_path: Path) -> None:
     nothing = gapmap("models", "promote", "sam-nano", "--store", tmp_path)
     assert nothing.returncode == 1
     assert "--data FOLDER" in nothing.stderr, "nobody has answered in this store"
+    mistyped = gapmap("models", "promote", "sam-nano", "--store", tmp_path, "--datum", "labelled")
+    assert mistyped.returncode == 2, "and a version that is refused ends it with another"
     nowhere = gapmap("models", "rollback", "sam-nano", "--store", tmp_path / "none")
     assert nowhere.returncode == 1
     assert "no store" in nowhere.stderr

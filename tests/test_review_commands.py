@@ -31,7 +31,7 @@ from engine.review.pull import pull_answers
 from engine.review.push import push_masks
 from engine.rounds import RoundJournal
 from engine.store import Store
-from schemas.errors import ConfigError, TransientError
+from schemas.errors import ConfigError, GapmapError, TransientError
 from schemas.round_settings import RoundSettings
 
 ROOT = Path(__file__).parents[1]
@@ -235,7 +235,7 @@ def test_listening_goes_on_whatever_a_pull_dies_of() -> None:
         tried.release()
         raise troubles.pop(0) if troubles else TransientError("still")
 
-    puller = Puller(fetch, 3000, said.append)
+    puller = Puller(fetch, 3000, said.append, lambda: said.append("gave up"))
     puller.start()
     for _ in range(2):
         assert tried.acquire(timeout=30)
@@ -243,6 +243,27 @@ def test_listening_goes_on_whatever_a_pull_dies_of() -> None:
     assert tried.acquire(timeout=30)
     puller.stop()
     assert said[:2] == ["the server is down", "a pull failed (RuntimeError); the next one tries again"]
+    assert "gave up" not in said
+
+
+def test_listening_ends_where_every_pull_fails_alike_and_shows_the_place_but_no_token(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flows.webhook import serve
+
+    monkeypatch.setenv("GAPMAP_WEBHOOK_SECRET", "a-shared-secret")
+    odd = "token=secret-word"
+    pulls = iter([KeyError(odd), TransientError("the server is down")])
+
+    def fetch() -> Any:
+        raise next(pulls, KeyError(odd))
+
+    with pytest.raises(GapmapError, match=r"5 pulls in a row failed alike \(KeyError\).*No answer is lost"):
+        serve(fetch, host="127.0.0.1", port=free_port(), every_s=0.01)
+    said = capsys.readouterr()
+    assert said.err.count("in fetch\n") == 1 + 5, "those before the one that was foreseen do not count"
+    assert "test_review_commands.py" in said.err
+    assert "secret-word" not in said.out + said.err
 
 
 KILLED = """

@@ -104,7 +104,9 @@ with hold_round(Store(sys.argv[1])):
 """
 
 
-def test_one_run_holds_a_round_and_a_killed_one_lets_go(store: Store) -> None:
+def test_one_run_holds_a_round_however_its_store_is_spelt_and_a_killed_one_lets_go(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     command = [sys.executable, "-c", HOLDER, store.files.label]
     holder = subprocess.Popen(
         command, cwd=Path(__file__).parents[1], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -115,10 +117,38 @@ def test_one_run_holds_a_round_and_a_killed_one_lets_go(store: Store) -> None:
         pass
     with hold_round(Store(store.files.label + "-other")):
         pass
+    folder, linked = Path(store.files.label), tmp_path / "linked"
+    linked.symlink_to(folder.parent)
+    monkeypatch.chdir(folder.parent)
+    for spelt in (
+        folder.name,
+        f"{folder}/",
+        f"file://{folder}",
+        f"../{tmp_path.name}/{folder.name}",
+        f"{linked}/{folder.name}",
+    ):
+        with pytest.raises(TransientError, match="Another run"), hold_round(Store(spelt)):
+            pass
     holder.kill()
     holder.wait()
     with hold_round(store):
         pass
+
+
+@pytest.mark.parametrize(
+    ("one", "same", "others"),
+    [
+        ("memory://masks", "memory://masks/", ["memory://masks-2"]),
+        ("s3://photos/masks", "s3a://photos/masks/", ["s3://photos", "s3://photos/masks/2"]),
+    ],
+)
+def test_a_round_is_held_in_a_bucket_however_it_is_spelt(one: str, same: str, others: list[str]) -> None:
+    with hold_round(Store(one)):
+        with pytest.raises(TransientError, match="Another run"), hold_round(Store(same)):
+            pass
+        for other in others:
+            with hold_round(Store(other)):
+                pass
 
 
 def record_version(

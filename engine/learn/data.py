@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -178,22 +177,31 @@ def draw_training_scene(rng: np.random.Generator, size: int, layout: str | None 
     return _scene_image(int(rng.integers(_SCENE_TRAINING_SEED, _SCENE_HEADS_SEED)), size, layout)
 
 
-def make_head_scenes(count: int, size: int, workers: int) -> list[LabelledImage]:
-    """`count` procedural scenes that neither training nor evaluation draws."""
-    scenes = scene_images(range(_SCENE_HEADS_SEED, _SCENE_HEADS_SEED + count), size, workers)
+def make_head_scenes(
+    count: int, size: int, progress: Callable[[int, int], None] | None = None
+) -> list[LabelledImage]:
+    """`count` procedural scenes that neither training nor evaluation draws; see `scene_images`."""
+    scenes = scene_images(range(_SCENE_HEADS_SEED, _SCENE_HEADS_SEED + count), size, progress)
     return [scene for scene in scenes if scene.masks]
 
 
-def scene_images(seeds: Iterable[int], size: int, workers: int = 1) -> list[LabelledImage]:
-    """Procedural scenes as labelled images, held in memory; `modality` is the layout."""
-    seeds = list(seeds)
-    from rich.progress import track
+def scene_images(
+    seeds: Sequence[int], size: int, progress: Callable[[int, int], None] | None = None
+) -> list[LabelledImage]:
+    """Procedural scenes as labelled images, held in memory; `modality` is the layout.
 
-    if workers <= 1:
-        return [_scene_image(seed, size) for seed in seeds]
-    with ProcessPoolExecutor(workers) as pool:
-        painted = pool.map(_scene_image, seeds, [size] * len(seeds), chunksize=16)
-        return list(track(painted, "painting scenes", total=len(seeds)))
+    Args:
+        size: height and width, pixels.
+        progress: called with (scenes done, scenes in all).
+    """
+    painted = []
+    # Not by processes: a forked one may inherit the held lock of one of the many threads here, and a fresh one takes as long to
+    # begin as fifty scenes take.
+    for done, seed in enumerate(seeds, 1):
+        painted.append(_scene_image(seed, size))
+        if progress:
+            progress(done, len(seeds))
+    return painted
 
 
 def _scene_image(seed: int, size: int, layout: str | None = None) -> LabelledImage:

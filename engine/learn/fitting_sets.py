@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,13 +33,19 @@ class FittingSets:
     learnt: dict[str, list[LabelledImage]]
 
 
-def read_fitting_sets(data: Sequence[Path], store: Store | None, scenes: int) -> FittingSets:
+def read_fitting_sets(
+    data: Sequence[Path],
+    store: Store | None,
+    scenes: int,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> FittingSets:
     """Read what to fit to, without answers whose images are gone.
 
     Args:
         data: COCO files or their folders.
         store: holds people's answers; None for none.
         scenes: procedural scenes, besides.
+        progress: called with (what is done, steps done, steps in all).
 
     Raises:
         ConfigError: a file cannot be read, there is nothing to fit to, or a set has no image that may be learnt from.
@@ -60,7 +66,12 @@ def read_fitting_sets(data: Sequence[Path], store: Store | None, scenes: int) ->
                 f"The set {name!r} has no labelled image that may be learnt from. Rename it, or leave it out."
             )
     if scenes:
-        learnt[SCENES] = make_head_scenes(scenes, _SCENE_SIZE, 2)
+
+        def tell(done: int, total: int) -> None:
+            if progress:
+                progress("painting scenes", done, total)
+
+        learnt[SCENES] = make_head_scenes(scenes, _SCENE_SIZE, tell)
     return FittingSets(labelled, learnt)
 
 

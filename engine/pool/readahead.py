@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 
 from engine.pool.address import parse_address
-from engine.pool.reading import read_image
+from engine.pool.reading import RETRY_AFTER_S, read_image
 from engine.pool.storage import Options
 from schemas.errors import ImageError, TransientError
 from schemas.records import PoolImage, PoolItem
@@ -17,7 +17,6 @@ from schemas.settings import PoolSettings
 
 Outcome = PoolImage | tuple[PoolItem, ImageError]
 
-_RETRY_AFTER_S = (0.2, 0.6, 1.8)
 _LOCAL_WORKERS, _REMOTE_WORKERS = 2, 16
 _AHEAD_PER_WORKER = 4
 _DECODING_BYTES_PER_PIXEL = 8  # Pillow's own image, a conversion, and the RGB array
@@ -92,7 +91,7 @@ def _read_patiently(
     def wait_for_memory(height: int, width: int) -> None:
         budget.reserve(turn, height * width * _DECODING_BYTES_PER_PIXEL)
 
-    for delay_s in (*_RETRY_AFTER_S, None):
+    for delay_s in (*RETRY_AFTER_S, None):
         try:
             budget.reserve(turn, item.file_bytes or 0)
             image = read_image(item, settings, storage_options, on_size=wait_for_memory)

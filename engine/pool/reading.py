@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Sequence
 
 from fsspec import AbstractFileSystem
@@ -15,6 +16,8 @@ from schemas.errors import ConfigError, GapmapError, ImageError, TransientError
 from schemas.records import PoolImage, PoolItem
 from schemas.settings import PoolSettings
 
+RETRY_AFTER_S = (0.2, 0.6, 1.8)
+"""How long whoever reads waits before each further try, where the storage fails in passing."""
 _CHUNK = 1 << 20
 
 
@@ -52,6 +55,8 @@ def reread_copy(copies: Sequence[tuple[str, str]], image_id: str) -> PoolImage:
 
     Raises:
         ImageError: none can be opened any more, or other images took their places; what is said is of the first one.
+        TransientError: the storage still failed after three more tries over 2.6 s.
+        ConfigError: the storage refuses the credentials.
     """
     item, data = _find_copy(copies, image_id)
     mode, pixels_HW3 = decode_image(data, None)
@@ -68,10 +73,10 @@ def fetch_bytes(url: str) -> bytes:
 
     Raises:
         ImageError: it cannot be read.
-        TransientError: the storage failed in passing.
+        TransientError: the storage still failed after three more tries over 2.6 s.
         ConfigError: the address cannot work, or the storage refuses the credentials.
     """
-    return _fetch(PoolItem(url, ""), PoolSettings(), None)
+    return _fetch_patiently(PoolItem(url, ""))
 
 
 def hash_image(data: bytes) -> str:
@@ -85,13 +90,22 @@ def _find_copy(copies: Sequence[tuple[str, str]], image_id: str) -> tuple[PoolIt
     for uri, fingerprint in copies:
         item = PoolItem(uri, fingerprint)
         try:
-            data = _fetch(item, PoolSettings(), None)
+            data = _fetch_patiently(item)
             if hash_image(data) == image_id:
                 return item, data
             raise ImageError("missing", "the file was replaced since it was labelled. Label the pool again.")
         except ImageError as error:
             errors.append(error)
     raise errors[0]
+
+
+def _fetch_patiently(item: PoolItem) -> bytes:
+    for delay_s in RETRY_AFTER_S:
+        try:
+            return _fetch(item, PoolSettings(), None)
+        except TransientError:
+            time.sleep(delay_s)
+    return _fetch(item, PoolSettings(), None)
 
 
 def _fetch(item: PoolItem, settings: PoolSettings, storage_options: Options) -> bytes:

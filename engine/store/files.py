@@ -78,6 +78,7 @@ class StoreFiles:
                     f"Cannot open the {self._what} {self.label}: {self.redact(str(error))}"
                 ) from None
         self.fs = fs
+        self._server = type(fs)._get_kwargs_from_urls(str(root))  # host or account, where the URL names one
         self.root = path.rstrip("/")
         self.is_local = isinstance(fs, LocalFileSystem)
         protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
@@ -88,6 +89,13 @@ class StoreFiles:
             )  # fsspec would glob it
         if self.is_local and not Path(path).is_absolute():
             self.root = str(Path(path).absolute())
+
+    @property
+    def place(self) -> str:
+        """The same however the address is spelt, and for no other place. Not to be shown: a user's name may be in it."""
+        if self.is_local:
+            return str(Path(self.root).resolve())
+        return f"{self.fs.unstrip_protocol(self.root)} {self._server}"
 
     def url(self, path: str) -> str:
         """The address DuckDB opens a file by: a plain path on the local disk, else a URL."""
