@@ -532,3 +532,12 @@ def test_returned_labels_are_an_event(store: Store, prefect_server: dict[str, st
     assert events[0]["resource"]["prefect.resource.id"] == "gapmap.labels"
     assert events[0]["payload"]["answers"] == 1
     assert json.dumps(events[0]["payload"])
+
+    other = side.tasks()[1]
+    side.answer(other, other["predictions"][0]["result"])
+    command[3:4] = ["push", "--budget", "4"]
+    pushed = subprocess.run(
+        command, cwd=ROOT, env=prefect_server, capture_output=True, text=True, timeout=300
+    )
+    assert "1 new or changed answers fetched first" in pushed.stdout, pushed.stderr
+    wait_for(lambda: came() and len(events) == 2)

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from engine.review.items import ReviewItem
+from engine.review.label_studio_json import Shown
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,14 @@ class AnsweredTask:
         item_key: ours.
         changed_at: when the task was last changed, UTC.
         annotations: Label Studio's JSON of each answer that there is now; skipped ones have `was_cancelled`.
+        shown: what the task says that people saw; None where it does not say so.
     """
 
     task_id: str
     item_key: str
     changed_at: datetime
     annotations: Sequence[dict[str, Any]]
+    shown: Shown | None = None
 
 
 class ReviewQueue(Protocol):
@@ -57,8 +60,11 @@ class ReviewQueue(Protocol):
         """
         ...
 
-    def update(self, task_id: str, item: ReviewItem) -> None:
+    def update(self, task_id: str, item: ReviewItem) -> bool:
         """Let a task that nobody has answered show other masks.
+
+        Returns:
+            Whether it does; one that people have answered or begun to, whether that was pulled or not, is left as it is.
 
         Raises:
             ImageError: it cannot be shown.
