@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import threading
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from engine.review.brush import decode_brush, encode_brush
 from engine.review.connection import Connection
 from engine.review.label_studio import LabelStudioQueue
 from engine.review.pull import pull_answers
-from engine.review.push import push_masks
+from engine.review.push import PushReport, push_masks
 from engine.review.selection import load_items
 from engine.store import Snapshot, Store
 from schemas.errors import ConfigError
@@ -112,6 +113,50 @@ def test_a_budget_of_masks_is_sent_most_uncertain_first_and_only_once(
     assert len(regions) == len(set(regions)) == 9
     rows = store.query("SELECT state, sum(len(mask_ids)) AS masks FROM reviews GROUP BY state").to_pylist()
     assert rows == [{"state": "sent", "masks": 9}]
+
+
+def test_a_push_that_is_started_while_another_is_at_work_sends_only_what_that_one_has_not(
+    side: Side, store: Store, pool: Any
+) -> None:
+    second: list[PushReport] = []
+    other = threading.Thread(target=lambda: second.append(push_masks(Store(store.files.root), side.queue, 9)))
+
+    def start_the_other(*_: int) -> None:
+        if not other.ident:
+            other.start()
+            other.join(3)
+
+    first = push_masks(store, side.queue, 7, progress=start_the_other)
+    other.join()
+    assert (first.masks, first.waiting) == (7, 7)
+    assert [(report.masks, report.waiting) for report in second] == [(2, 9)]
+    regions = [region["id"] for task in side.tasks() for region in shown(task)]
+    assert len(regions) == len(set(regions)) == 9
+
+
+@pytest.mark.slow
+def test_pushes_of_two_machines_send_a_task_once(
+    label_studio: LabelStudio,
+    store: Store,
+    pool: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    side, other = server_side(label_studio), server_side(label_studio)
+    other.queue._title = side.queue._title  # type: ignore[attr-defined]
+    monkeypatch.setattr("engine.review.label_studio._AT_ONCE", 2)
+    reports: list[PushReport] = []
+
+    def push_elsewhere(*_: int) -> None:
+        if not reports:
+            monkeypatch.setenv("GAPMAP_CACHE", str(tmp_path / "of-another-machine"))
+            reports.append(PushReport("", ""))
+            reports.append(push_masks(store, other.queue, 20))
+
+    push_masks(store, side.queue, 20, progress=push_elsewhere)
+    assert reports[1].masks == 12, "what was sent and planned was seen"
+    keys = [task["data"]["item_key"] for task in side.tasks()]
+    assert len(keys) == len(set(keys)) == 5
 
 
 def test_a_crowded_image_becomes_several_tasks(side: Side, store: Store, tmp_path: Path) -> None:

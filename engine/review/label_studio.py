@@ -112,7 +112,11 @@ class LabelStudioQueue:
                         tasks[item.item_key] = task
                 coming = [pool.submit(self._prepare, item) for item in following]
                 if tasks:
-                    sent(self._import(project, tasks))
+                    # Another machine may have sent some meanwhile.
+                    there = self.find(list(tasks))
+                    if missing := {key: task for key, task in tasks.items() if key not in there}:
+                        there |= self._import(project, missing)
+                    sent(there)
         # The first import of a project sets its version only if the project had none.
         self._http.change("PATCH", f"/api/projects/{project}", {"model_version": MODEL_VERSION})
 

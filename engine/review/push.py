@@ -15,7 +15,7 @@ import numpy as np
 from engine.review.items import ReviewItem, group_masks
 from engine.review.plans import mark_sent, plan_item, shrink_plan
 from engine.review.pull import PullReport, pull_answers
-from engine.review.queue import ReviewQueue
+from engine.review.queue import ReviewQueue, hold_queue
 from engine.review.selection import answered_keys, load_items, open_items
 from engine.store.model_choice import newest_model
 from engine.triage.acquisition import select_masks
@@ -71,7 +71,7 @@ def push_masks(
     """Fill the queue up to `budget` masks that wait for people.
 
     What they answered is fetched first: it waits no more, and its objects are not asked about again. Items that nobody has
-    answered show the masks of `model` from then on, in their new order.
+    answered show the masks of `model` from then on, in their new order. Waits for another push of this machine to the queue.
 
     Args:
         store: with masks.
@@ -88,29 +88,30 @@ def push_masks(
     """
     model = newest_model(store, model)
     report = PushReport(queue.name, model)
-    waiting, there = _find_waiting(store, queue)
-    if there:
-        fetched = pull_answers(store, queue)
-        if fetched.answers:
-            report.answers = fetched.answers
-            if pulled:
-                pulled(fetched)
-            waiting, there = _find_waiting(store, queue)
-    present = [row for row in waiting if row["item_key"] in there]
-    store.append(
-        "reviews", [mark_sent(row, there[row["item_key"]]) for row in present if row["state"] != "sent"]
-    )
-    _renew(store, queue, present, there, model, report)
-    # What was planned or deleted goes first: what cannot be shown takes no room from the rest.
-    _send(store, queue, [row for row in waiting if row["item_key"] not in there], report, progress)
-    report.waiting = sum(len(row["mask_ids"]) for row in present) + report.masks
-    if (room := budget - report.waiting) > 0:
-        chosen = _choose(store, queue.name, model, room, acquisition or AcquisitionSettings())
-        planned = [plan_item(queue.name, model, of, priority) for of, priority in group_masks(chosen)]
-        store.append("reviews", planned)
-        before = report.masks
-        _send(store, queue, planned, report, progress)
-        report.waiting += report.masks - before
+    with hold_queue(queue):
+        waiting, there = _find_waiting(store, queue)
+        if there:
+            fetched = pull_answers(store, queue)
+            if fetched.answers:
+                report.answers = fetched.answers
+                if pulled:
+                    pulled(fetched)
+                waiting, there = _find_waiting(store, queue)
+        present = [row for row in waiting if row["item_key"] in there]
+        store.append(
+            "reviews", [mark_sent(row, there[row["item_key"]]) for row in present if row["state"] != "sent"]
+        )
+        _renew(store, queue, present, there, model, report)
+        # What was planned or deleted goes first: what cannot be shown takes no room from the rest.
+        _send(store, queue, [row for row in waiting if row["item_key"] not in there], report, progress)
+        report.waiting = sum(len(row["mask_ids"]) for row in present) + report.masks
+        if (room := budget - report.waiting) > 0:
+            chosen = _choose(store, queue.name, model, room, acquisition or AcquisitionSettings())
+            planned = [plan_item(queue.name, model, of, priority) for of, priority in group_masks(chosen)]
+            store.append("reviews", planned)
+            before = report.masks
+            _send(store, queue, planned, report, progress)
+            report.waiting += report.masks - before
     return report
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
+from engine.models.cache import lock_path
 from engine.review.items import ReviewItem
 from engine.review.label_studio_json import Shown
 
@@ -81,3 +83,15 @@ class ReviewQueue(Protocol):
             known: task ids that had answers before; they are told also where they have none any more.
         """
         ...
+
+
+@contextmanager
+def hold_queue(queue: ReviewQueue) -> Iterator[None]:
+    """While in this context, no other process of this machine sends to a queue: it would send what this one has planned, too.
+
+    Waits for one that does; a killed one lets go.
+    """
+    from filelock import FileLock
+
+    with FileLock(lock_path("queue", queue.name)):
+        yield
