@@ -298,9 +298,11 @@ def test_a_push_killed_at_any_moment_sends_everything_once(
 
 
 @contextmanager
-def broken_server(answers: list[tuple[int, bytes]], seconds: float = 0.0) -> Iterator[tuple[str, list[str]]]:
-    """An HTTP server that gives these answers in turn, the last one for ever, each after some seconds; its address, and
-    what was asked."""
+def broken_server(
+    answers: list[tuple[int, bytes]], seconds: float = 0.0, location: str | None = None
+) -> Iterator[tuple[str, list[str]]]:
+    """An HTTP server that gives these answers in turn, the last one for ever, each after some seconds and with this header;
+    its address, and what was asked."""
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -311,6 +313,8 @@ def broken_server(answers: list[tuple[int, bytes]], seconds: float = 0.0) -> Ite
             status, body = answers.pop(0) if len(answers) > 1 else answers[0]
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
+            if location is not None:
+                self.send_header("Location", location)
             self.end_headers()
             self.wfile.write(body)
 
@@ -356,6 +360,27 @@ def test_a_server_that_fails_is_told_from_one_that_refuses(
     assert TOKEN not in text
     assert "/home/someone" not in text
     assert TOKEN not in repr(Connection(url, TOKEN))
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "location", "said"),
+    [
+        (308, b"", "https://labels.example.org/api/projects?token=secret-word", "--queue https://labels.example.org/ls$"),
+        (301, b"<html>Moved</html>", "https://me:secret-word@[::1]:8443/", r"--queue https://\[::1\]:8443/ls$"),
+        (302, b"", "/ls/login/secret-word", "another path of its own"),
+    ],
+)  # fmt: skip
+def test_a_server_that_has_moved_says_where_to(
+    store: Store, tmp_path: Path, status: int, body: bytes, location: str, said: str
+) -> None:
+    with broken_server([(status, body)], location=location) as (url, asked):
+        queue = LabelStudioQueue(Connection(f"{url}/ls", TOKEN), "moved", tmp_path / "media")
+        for work in (lambda: push_masks(store, queue, 3), lambda: pull_answers(store, queue)):
+            with pytest.raises(ConfigError, match=said) as caught:
+                work()
+            assert "secret-word" not in str(caught.value)
+        assert asked == ["GET /ls/api/projects"] * 2, "once each"
+    assert TOKEN not in str(caught.value)
 
 
 def test_a_server_that_fails_in_passing_is_asked_again_but_nothing_is_sent_twice(

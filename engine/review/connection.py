@@ -120,6 +120,8 @@ class Connection:
 
     def _read(self, response: httpx.Response, method: str, path: str) -> Any:
         status, what = response.status_code, f"{method} {path.partition('?')[0]}"
+        if response.is_redirect:
+            raise ConfigError(self._say_redirect(response))
         if status in (401, 403):
             raise ConfigError(
                 f"Label Studio at {self.url} refuses the token ({status}). Set LABEL_STUDIO_API_KEY to the access token of a user "
@@ -149,6 +151,21 @@ class Connection:
                 f"Label Studio at {self.url} sent half an answer, or none of its own ({what}). Is it really Label Studio that "
                 "answers there? Then run the same command again."
             ) from None
+
+    def _say_redirect(self, response: httpx.Response) -> str:
+        """Where it leads, by scheme and host alone: the rest may hold secrets. It is not followed: a POST would become a GET."""
+        here = httpx.URL(self.url)
+        there = response.next_request.url if response.next_request else here
+        origins = [f"{of.scheme}://{of.netloc.decode()}" for of in (here, there)]
+        if origins[0] == origins[1]:
+            return (
+                f"Label Studio at {self.url} redirects to another path of its own ({response.status_code}). Give its address with "
+                "the path that it lies under: --queue"
+            )
+        return (
+            f"Label Studio at {self.url} redirects to {origins[1]} ({response.status_code}). If it is there, write --queue "
+            f"{origins[1]}{here.path.rstrip('/')}"
+        )
 
     def _authorization(self) -> str:
         if self._token.count(".") != 2:
