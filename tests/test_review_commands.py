@@ -396,6 +396,23 @@ def test_a_server_that_fails_in_passing_is_asked_again_but_nothing_is_sent_twice
         assert asked == ["POST /api/projects/1/import"], "it may have been done"
 
 
+def test_a_server_of_this_machine_is_not_asked_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    fine = (200, b'{"access": "short-lived"}')
+    with broken_server([(502, b"")]) as (proxy, by_proxy), broken_server([fine]) as (url, asked):
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, proxy)
+        for host in ("127.0.0.1", "localhost"):
+            address = url.replace("127.0.0.1", host)
+            Connection(address, TOKEN).change("PATCH", "/api/tasks/1")
+            Connection(address, "a.b.c").post("/api/projects", {})  # fetches an access token first
+        assert (len(asked), by_proxy) == (6, [])
+        with pytest.raises(TransientError):
+            Connection("http://labels.example.org", TOKEN).post("/api/projects", {})
+        assert len(by_proxy) == 1, "others are"
+
+
 def test_a_server_that_is_too_slow_is_told_and_a_slow_one_waited_for(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ No error holds a token, a mask or what the server said of its own paths.
 
 from __future__ import annotations
 
+import ipaddress
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -53,8 +54,10 @@ class Connection:
             )
         self._access, self._fresh_until = "", 0.0
         self.waited_s = 0.0
+        # No proxy of the environment leads back to this machine; a transport that is given goes through none.
+        direct = httpx.HTTPTransport() if _is_loopback(parsed.host) else None
         # Kept connections cost 40 ms a request with the server that Label Studio ships with.
-        self._client = httpx.Client(timeout=timeout_s, headers={"Connection": "close"})
+        self._client = httpx.Client(timeout=timeout_s, headers={"Connection": "close"}, transport=direct)
 
     def __repr__(self) -> str:
         return f"Connection({self.url})"
@@ -175,6 +178,13 @@ class Connection:
             self._access = str((self._read(answer, "POST", "/api/token/refresh") or {}).get("access", ""))
             self._fresh_until = time.monotonic() + _REFRESH_S
         return f"Bearer {self._access}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _reason(response: httpx.Response) -> str:
