@@ -101,7 +101,7 @@ def test_a_budget_of_masks_is_sent_most_uncertain_first_and_only_once(
     )
     for region in shown(first):
         stored = next(row for row in every if row["mask_id"] == region["id"])
-        assert region["original_width"], region["original_height"] == (stored["width"], stored["height"])
+        assert (region["original_width"], region["original_height"]) == (stored["width"], stored["height"])
         drawn = decode_brush(region["value"]["rle"], (stored["height"], stored["width"])) > 127
         assert np.array_equal(drawn, decode_rle([stored["rle"]], stored["height"], stored["width"])[0])
 
