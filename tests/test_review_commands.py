@@ -89,6 +89,12 @@ def test_push_answer_pull_with_a_folder(store: Store, tmp_path: Path) -> None:
         ("http://me:secret-word@127.0.0.1:9", {"media": "m", "token": TOKEN}, "no password into the address"),
         ("ftp://127.0.0.1", {"media": "m", "token": TOKEN}, "must look like http"),
         ("queue", {"project": "a/b"}, "no name for a queue"),
+        (
+            "http://127.0.0.1:9",
+            {"project": "..", "media": "m", "token": TOKEN},
+            "'..' is no name for a queue",
+        ),
+        ("queue", {"project": ".hidden"}, "no name for a queue"),
     ],
 )
 def test_what_cannot_work_says_what_to_do(address: str, options: dict[str, Any], said: str) -> None:
