@@ -39,6 +39,7 @@ class PushSummary(BaseModel):
 
     queue: str
     model: str
+    answers: int
     masks: int
     items: int
     waiting: int
@@ -77,7 +78,7 @@ def review_push(
         Field(description="which masks are chosen; the most uncertain ones if not given"),
     ] = None,
 ) -> PushSummary:
-    """Fill the queue with the masks that are worth it; killed or run again, nothing is asked twice."""
+    """Fetch what people answered, then fill the queue with the masks that are worth it; killed or run again, nothing is asked twice."""
     target, asked = _open(store, queue, project, media, media_url, annotators)
     report = push(target, asked, budget, acquisition or AcquisitionSettings(), model, tell_steps)
     return PushSummary(**vars(report), address=asked.address)

@@ -65,8 +65,8 @@ def push(
     """Send masks that are worth it to people: those that the model is most unsure of, or another strategy's.
 
     One task an image with at most thirty masks, the most uncertain first; beside the image the map of where the model
-    is unsure, and why people are asked. Run it again whenever you like: what is there is not sent twice, and tasks that
-    nobody has answered show the masks of a newer model.
+    is unsure, and why people are asked. Run it again whenever you like: what they answered is fetched first, what is there
+    is not sent twice, and tasks that nobody has answered show the masks of a newer model.
 
     Example: gapmap push --store masks/ --queue review/ --budget 200
     """
@@ -93,6 +93,8 @@ def push(
         )
     for name, why in summary.left_out:
         typer.secho(f"left out: {name}: {why}", fg="yellow", err=True)
+    if summary.answers:
+        typer.echo(f"{summary.answers} new or changed answers fetched first")
     typer.echo(
         f"{summary.masks} masks of {summary.model} sent in {summary.items} tasks; {summary.waiting} masks wait for people"
     )

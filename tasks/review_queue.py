@@ -53,11 +53,18 @@ def push(
     model: str | None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PushReport:
-    """See `engine.review.push.push_masks`."""
+    """See `engine.review.push.push_masks`; answers that it fetches are told as an event."""
     from engine.review.push import push_masks
 
-    report = push_masks(store, queue, budget, acquisition=acquisition, model=model, progress=progress)
     log = get_run_logger()
+
+    def pulled(fetched: PullReport) -> None:
+        log.info("%d answers: %s", fetched.answers, dict(fetched.verdicts))
+        _tell(store, fetched)
+
+    report = push_masks(
+        store, queue, budget, acquisition=acquisition, model=model, progress=progress, pulled=pulled
+    )
     log.info(
         "%d masks in %d items sent, %d wait, %d items renewed, %d closed",
         report.masks,

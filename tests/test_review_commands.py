@@ -89,6 +89,12 @@ def test_push_answer_pull_with_a_folder(store: Store, tmp_path: Path) -> None:
         ("http://me:secret-word@127.0.0.1:9", {"media": "m", "token": TOKEN}, "no password into the address"),
         ("ftp://127.0.0.1", {"media": "m", "token": TOKEN}, "must look like http"),
         ("queue", {"project": "a/b"}, "no name for a queue"),
+        (
+            "http://127.0.0.1:9",
+            {"project": "..", "media": "m", "token": TOKEN},
+            "'..' is no name for a queue",
+        ),
+        ("queue", {"project": ".hidden"}, "no name for a queue"),
     ],
 )
 def test_what_cannot_work_says_what_to_do(address: str, options: dict[str, Any], said: str) -> None:
@@ -319,9 +325,11 @@ def test_a_push_killed_at_any_moment_sends_everything_once(
 
 
 @contextmanager
-def broken_server(answers: list[tuple[int, bytes]], seconds: float = 0.0) -> Iterator[tuple[str, list[str]]]:
-    """An HTTP server that gives these answers in turn, the last one for ever, each after some seconds; its address, and
-    what was asked."""
+def broken_server(
+    answers: list[tuple[int, bytes]], seconds: float = 0.0, location: str | None = None
+) -> Iterator[tuple[str, list[str]]]:
+    """An HTTP server that gives these answers in turn, the last one for ever, each after some seconds and with this header;
+    its address, and what was asked."""
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -332,6 +340,8 @@ def broken_server(answers: list[tuple[int, bytes]], seconds: float = 0.0) -> Ite
             status, body = answers.pop(0) if len(answers) > 1 else answers[0]
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
+            if location is not None:
+                self.send_header("Location", location)
             self.end_headers()
             self.wfile.write(body)
 
@@ -379,6 +389,27 @@ def test_a_server_that_fails_is_told_from_one_that_refuses(
     assert TOKEN not in repr(Connection(url, TOKEN))
 
 
+@pytest.mark.parametrize(
+    ("status", "body", "location", "said"),
+    [
+        (308, b"", "https://labels.example.org/api/projects?token=secret-word", "--queue https://labels.example.org/ls$"),
+        (301, b"<html>Moved</html>", "https://me:secret-word@[::1]:8443/", r"--queue https://\[::1\]:8443/ls$"),
+        (302, b"", "/ls/login/secret-word", "another path of its own"),
+    ],
+)  # fmt: skip
+def test_a_server_that_has_moved_says_where_to(
+    store: Store, tmp_path: Path, status: int, body: bytes, location: str, said: str
+) -> None:
+    with broken_server([(status, body)], location=location) as (url, asked):
+        queue = LabelStudioQueue(Connection(f"{url}/ls", TOKEN), "moved", tmp_path / "media")
+        for work in (lambda: push_masks(store, queue, 3), lambda: pull_answers(store, queue)):
+            with pytest.raises(ConfigError, match=said) as caught:
+                work()
+            assert "secret-word" not in str(caught.value)
+        assert asked == ["GET /ls/api/projects"] * 2, "once each"
+    assert TOKEN not in str(caught.value)
+
+
 def test_a_server_that_fails_in_passing_is_asked_again_but_nothing_is_sent_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -390,6 +421,23 @@ def test_a_server_that_fails_in_passing_is_asked_again_but_nothing_is_sent_twice
         with pytest.raises(TransientError):
             Connection(url, TOKEN).post("/api/projects/1/import", [])
         assert asked == ["POST /api/projects/1/import"], "it may have been done"
+
+
+def test_a_server_of_this_machine_is_not_asked_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    fine = (200, b'{"access": "short-lived"}')
+    with broken_server([(502, b"")]) as (proxy, by_proxy), broken_server([fine]) as (url, asked):
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, proxy)
+        for host in ("127.0.0.1", "localhost"):
+            address = url.replace("127.0.0.1", host)
+            Connection(address, TOKEN).change("PATCH", "/api/tasks/1")
+            Connection(address, "a.b.c").post("/api/projects", {})  # fetches an access token first
+        assert (len(asked), by_proxy) == (6, [])
+        with pytest.raises(TransientError):
+            Connection("http://labels.example.org", TOKEN).post("/api/projects", {})
+        assert len(by_proxy) == 1, "others are"
 
 
 def test_a_server_that_is_too_slow_is_told_and_a_slow_one_waited_for(
@@ -553,3 +601,12 @@ def test_returned_labels_are_an_event(store: Store, prefect_server: dict[str, st
     assert events[0]["resource"]["prefect.resource.id"] == "gapmap.labels"
     assert events[0]["payload"]["answers"] == 1
     assert json.dumps(events[0]["payload"])
+
+    other = side.tasks()[1]
+    side.answer(other, other["predictions"][0]["result"])
+    command[3:4] = ["push", "--budget", "4"]
+    pushed = subprocess.run(
+        command, cwd=ROOT, env=prefect_server, capture_output=True, text=True, timeout=300
+    )
+    assert "1 new or changed answers fetched first" in pushed.stdout, pushed.stderr
+    wait_for(lambda: came() and len(events) == 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import threading
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,13 @@ from engine.review.brush import decode_brush, encode_brush
 from engine.review.connection import Connection
 from engine.review.label_studio import LabelStudioQueue
 from engine.review.pull import pull_answers
-from engine.review.push import push_masks
+from engine.review.push import PushReport, push_masks
+from engine.review.selection import load_items
 from engine.store import Snapshot, Store
 from schemas.errors import ConfigError
 from schemas.settings import AcquisitionSettings
+
+NEWER = "nano@fedcba987654"
 
 
 @pytest.fixture(params=["folder", pytest.param("label-studio", marks=pytest.mark.slow)])
@@ -97,7 +101,7 @@ def test_a_budget_of_masks_is_sent_most_uncertain_first_and_only_once(
     )
     for region in shown(first):
         stored = next(row for row in every if row["mask_id"] == region["id"])
-        assert region["original_width"], region["original_height"] == (stored["width"], stored["height"])
+        assert (region["original_width"], region["original_height"]) == (stored["width"], stored["height"])
         drawn = decode_brush(region["value"]["rle"], (stored["height"], stored["width"])) > 127
         assert np.array_equal(drawn, decode_rle([stored["rle"]], stored["height"], stored["width"])[0])
 
@@ -109,6 +113,50 @@ def test_a_budget_of_masks_is_sent_most_uncertain_first_and_only_once(
     assert len(regions) == len(set(regions)) == 9
     rows = store.query("SELECT state, sum(len(mask_ids)) AS masks FROM reviews GROUP BY state").to_pylist()
     assert rows == [{"state": "sent", "masks": 9}]
+
+
+def test_a_push_that_is_started_while_another_is_at_work_sends_only_what_that_one_has_not(
+    side: Side, store: Store, pool: Any
+) -> None:
+    second: list[PushReport] = []
+    other = threading.Thread(target=lambda: second.append(push_masks(Store(store.files.root), side.queue, 9)))
+
+    def start_the_other(*_: int) -> None:
+        if not other.ident:
+            other.start()
+            other.join(3)
+
+    first = push_masks(store, side.queue, 7, progress=start_the_other)
+    other.join()
+    assert (first.masks, first.waiting) == (7, 7)
+    assert [(report.masks, report.waiting) for report in second] == [(2, 9)]
+    regions = [region["id"] for task in side.tasks() for region in shown(task)]
+    assert len(regions) == len(set(regions)) == 9
+
+
+@pytest.mark.slow
+def test_pushes_of_two_machines_send_a_task_once(
+    label_studio: LabelStudio,
+    store: Store,
+    pool: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    side, other = server_side(label_studio), server_side(label_studio)
+    other.queue._title = side.queue._title  # type: ignore[attr-defined]
+    monkeypatch.setattr("engine.review.label_studio._AT_ONCE", 2)
+    reports: list[PushReport] = []
+
+    def push_elsewhere(*_: int) -> None:
+        if not reports:
+            monkeypatch.setenv("GAPMAP_CACHE", str(tmp_path / "of-another-machine"))
+            reports.append(PushReport("", ""))
+            reports.append(push_masks(store, other.queue, 20))
+
+    push_masks(store, side.queue, 20, progress=push_elsewhere)
+    assert reports[1].masks == 12, "what was sent and planned was seen"
+    keys = [task["data"]["item_key"] for task in side.tasks()]
+    assert len(keys) == len(set(keys)) == 5
 
 
 def test_a_crowded_image_becomes_several_tasks(side: Side, store: Store, tmp_path: Path) -> None:
@@ -249,10 +297,9 @@ def test_a_newer_model_changes_what_nobody_has_answered_and_leaves_answers_alone
     answered, waiting = side.tasks()[:2]
     side.answer(answered, shown(answered))
     pull_answers(store, side.queue)
-    newer = "nano@fedcba987654"
-    fresh = label_pool(store, tmp_path / "pool", model=newer, tag="second", radius=8)
+    fresh = label_pool(store, tmp_path / "pool", model=NEWER, tag="second", radius=8)
     report = push_masks(store, side.queue, 8)
-    assert report.model == newer
+    assert report.model == NEWER
     assert report.renewed >= 1
     now = {task["data"]["item_key"]: task for task in side.tasks()}
     old = shown(answered)
@@ -260,10 +307,10 @@ def test_a_newer_model_changes_what_nobody_has_answered_and_leaves_answers_alone
     renewed = now[waiting["data"]["item_key"]]
     ids = {row["mask_id"] for of in fresh.values() for row in of}
     assert {region["id"] for region in shown(renewed)} <= ids
-    assert renewed["data"]["model"] == newer
+    assert renewed["data"]["model"] == NEWER
     answered_places = {row["rle"] for row in pool["00.jpg"]}
     assert answered_places
-    asked = [r["id"] for task in now.values() for r in shown(task) if task["data"]["model"] == newer]
+    asked = [r["id"] for task in now.values() for r in shown(task) if task["data"]["model"] == NEWER]
     image = store.query("SELECT image_id FROM labels LIMIT 1").to_pylist()[0]["image_id"]
     again = [row["mask_id"] for of in fresh.values() for row in of if row["image_id"] == image]
     assert not set(asked) & set(again), "objects that people have answered for are not asked about again"
@@ -271,7 +318,112 @@ def test_a_newer_model_changes_what_nobody_has_answered_and_leaves_answers_alone
     pull_answers(store, side.queue)
     rows = [row for row in labels(store) if row["item_key"] == waiting["data"]["item_key"]]
     assert {row["verdict"] for row in rows} == {"correct"}
-    assert {row["model"] for row in rows} == {newer}
+    assert {row["model"] for row in rows} == {NEWER}
+
+
+def test_answers_that_nobody_has_pulled_are_left_alone_by_a_newer_model(
+    side: Side, store: Store, pool: Any, tmp_path: Path
+) -> None:
+    push_masks(store, side.queue, 20)
+    right, emptied, skipped = answered = side.tasks()[:3]
+    side.answer(right, shown(right))
+    side.answer(emptied, [])
+    side.answer(skipped, shown(skipped), skip=True)
+    label_pool(store, tmp_path / "pool", model=NEWER, tag="second", radius=8)
+    report = push_masks(store, side.queue, 20)
+    assert (report.answers, report.renewed) == (3, 2)
+    assert (report.masks, report.waiting) == (4, 12), "only of the skipped image more can be asked"
+    now = {task["data"]["item_key"]: task for task in side.tasks()}
+    rows = labels(store)
+    for task, verdict in zip(answered, ("correct", "deleted", "skipped"), strict=True):
+        key = task["data"]["item_key"]
+        assert shown(now[key]) == shown(task)
+        said = [(row["verdict"], row["mask_id"]) for row in rows if row["item_key"] == key]
+        assert sorted(said) == sorted((verdict, region["id"]) for region in shown(task))
+    assert {row["model"] for row in rows} == {MODEL}
+    assert pull_answers(store, side.queue).answers == 0
+
+
+def test_a_task_that_is_answered_while_a_push_renews_others_keeps_its_masks(
+    side: Side, store: Store, pool: Any, tmp_path: Path
+) -> None:
+    push_masks(store, side.queue, 12)
+    tasks = side.tasks()[:3]
+    fresh = label_pool(store, tmp_path / "pool", model=NEWER, tag="second", radius=8)
+    side.answer(tasks[0], shown(tasks[0]))
+    side.answer(tasks[1], [], skip=True)
+    keys = [task["data"]["item_key"] for task in tasks]
+    task_ids = side.queue.find(keys)
+    renewed = []
+    for task, key in zip(tasks, keys, strict=True):
+        of = next(of for of in fresh.values() if of[0]["image_id"] == task["data"]["image_id"])
+        [item] = load_items(store, NEWER, [(key, [row["mask_id"] for row in of], None)])
+        renewed.append(side.queue.update(task_ids[key], item))
+    assert renewed == [False, False, True]
+    now = {task["data"]["item_key"]: task for task in side.tasks()}
+    assert [now[key]["data"]["model"] for key in keys] == [MODEL, MODEL, NEWER]
+    assert [shown(now[key]) == shown(task) for key, task in zip(keys, tasks, strict=True)] == [
+        True,
+        True,
+        False,
+    ]
+
+
+@pytest.mark.slow
+def test_a_task_that_somebody_has_begun_keeps_its_masks(
+    label_studio: LabelStudio, store: Store, pool: Any, tmp_path: Path
+) -> None:
+    side = server_side(label_studio)
+    push_masks(store, side.queue, 20)
+    begun = side.tasks()[0]
+    label_studio.ask(f"/api/tasks/{begun['id']}/drafts", {"result": shown(begun)[:1], "lead_time": 2})
+    label_pool(store, tmp_path / "pool", model=NEWER, tag="second", radius=8)
+    assert push_masks(store, side.queue, 20).renewed == 4
+    [now] = [task for task in side.tasks() if task["id"] == begun["id"]]
+    assert shown(now) == shown(begun)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_tasks_that_people_took_away_before_a_newer_model_count_for_the_masks_they_saw(
+    store: Store, pool: Any, tmp_path: Path, told: bool
+) -> None:
+    side = FolderSide(tmp_path / "queue")
+    push_masks(store, side.queue, 20)
+    right, emptied, skipped = taken = side.tasks()[:3]
+    label_pool(store, tmp_path / "pool", model=NEWER, tag="second", radius=8)
+    assert push_masks(store, side.queue, 20).renewed == 5
+    if not told:  # as a task that was sent before tasks said which masks they show
+        for task in taken:
+            del task["data"]["mask_ids"]
+    side.answer(right, shown(right))
+    side.answer(emptied, [] if told else shown(emptied)[:1])
+    side.answer(skipped, shown(skipped), skip=True)
+    pull_answers(store, side.queue)
+    rows = labels(store)
+    assert {row["model"] for row in rows} == {MODEL}
+    verdicts: dict[str, list[str]] = {}
+    for row in rows:
+        verdicts.setdefault(row["item_key"], []).append(row["verdict"])
+        assert row["mask_id"] in {of["mask_id"] for every in pool.values() for of in every}
+    assert [verdicts[task["data"]["item_key"]] for task in taken] == [
+        ["correct"] * 4,
+        ["deleted"] * 4 if told else ["correct"],
+        ["skipped"] * 4,
+    ]
+
+
+def test_a_task_whose_answer_a_later_export_takes_back_shows_the_masks_of_a_newer_model(
+    store: Store, pool: Any, tmp_path: Path
+) -> None:
+    side = FolderSide(tmp_path / "queue")
+    push_masks(store, side.queue, 20)
+    task = side.tasks()[0]
+    side.answer(task, shown(task))
+    answers = tmp_path / "queue" / "answers"
+    os.utime(answers / f"{task['data']['item_key']}.json", (1.7e9, 1.7e9))
+    (answers / "a-later-one.json").write_text(json.dumps([{"data": task["data"], "annotations": []}]))
+    label_pool(store, tmp_path / "pool", model=NEWER, tag="second", radius=8)
+    assert push_masks(store, side.queue, 20).renewed == 5
 
 
 def test_a_task_that_somebody_deleted_is_sent_again(side: Side, store: Store, pool: Any) -> None:
@@ -310,7 +462,7 @@ def test_a_newer_model_renews_tasks_whose_pool_has_moved_away(
     side: Side, store: Store, pool: Any, tmp_path: Path
 ) -> None:
     push_masks(store, side.queue, 20)
-    label_pool(store, tmp_path / "pool", model="nano@fedcba987654", tag="second", radius=8)
+    label_pool(store, tmp_path / "pool", model=NEWER, tag="second", radius=8)
     (tmp_path / "pool").rename(tmp_path / "moved")
     report = push_masks(store, side.queue, 20)
     assert (report.renewed, report.left_out) == (5, []), "the published copies are enough"

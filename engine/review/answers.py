@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,8 +24,9 @@ class AskedItem:
 
     Attributes:
         image_id, model, size: as in `ReviewItem`.
-        mask_ids: masks that the task shows now.
-        rles: run lengths by mask_id, of these and of masks that it showed before.
+        mask_ids: masks that the task shows.
+        rles: run lengths by mask_id, of these and of others that its answers hold.
+        models: that made the masks of `rles`, where it is known.
     """
 
     image_id: str
@@ -33,6 +34,7 @@ class AskedItem:
     size: tuple[int, int]
     mask_ids: tuple[str, ...]
     rles: Mapping[str, str]
+    models: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_answers(queue: str, task: AnsweredTask, item: AskedItem) -> list[dict[str, Any]]:
@@ -70,6 +72,10 @@ def _read_answer(
     queue: str, task: AnsweredTask, item: AskedItem, answer: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     annotation_id, answered_at = identify(answer, task)
+    results = list_results(answer)
+    regions = [result for result in results if is_shape(result)]
+    there = {str(region.get("id", "")) for region in regions}
+    model, asked_ids = _find_shown(item, there)
     seconds = answer.get("lead_time")
     common: dict[str, Any] = {
         "queue": queue,
@@ -78,15 +84,13 @@ def _read_answer(
         "annotation_id": annotation_id,
         "annotator": _name_annotator(answer.get("completed_by")),
         "image_id": item.image_id,
-        "model": item.model,
+        "model": model,
         "height": item.size[0],
         "width": item.size[1],
         "seconds": float(seconds) if isinstance(seconds, int | float) else None,
         "answered_at": answered_at,
         "task_changed_at": task.changed_at,
     }
-    results = list_results(answer)
-    regions = [result for result in results if is_shape(result)]
     said = {
         result["id"]: chosen for result in results if (chosen := _choice(result, VERDICT)) and "id" in result
     }
@@ -114,7 +118,7 @@ def _read_answer(
         return {**made, **more}
 
     if answer.get("was_cancelled"):
-        return [row(mask_id, "skipped") for mask_id in item.mask_ids] or [row("", "skipped")]
+        return [row(mask_id, "skipped") for mask_id in asked_ids] or [row("", "skipped")]
     if results != (answer.get("result") or []):
         # Whatever the rest is, it may be of a mask that would pass for one they took away.
         return [row("", "unreadable", comment="The answer holds what Label Studio does not write.")]
@@ -137,11 +141,18 @@ def _read_answer(
             iou = float(mask_iou([drawn["rle"]], [shown], *item.size)[0, 0])
             drawn |= {"verdict": "correct" if iou == 1 else "fixed", "iou": iou}
         rows.append(drawn)
-    there = {str(region.get("id", "")) for region in regions}
-    # An answer that was begun before the masks were replaced is about those that it shows.
-    if not there or there & set(item.mask_ids):
-        rows += [row(mask_id, "deleted") for mask_id in item.mask_ids if mask_id not in there]
+    if not there or there & set(asked_ids):
+        rows += [row(mask_id, "deleted") for mask_id in asked_ids if mask_id not in there]
     return rows or [row("", "nothing")]
+
+
+def _find_shown(item: AskedItem, there: set[str]) -> tuple[str, Sequence[str]]:
+    """The model and the masks that an answer with these regions is about."""
+    others = sorted(there & item.models.keys())
+    if not others or there & set(item.mask_ids):
+        return item.model, item.mask_ids
+    # It was begun before the masks were replaced, and holds those that were there.
+    return item.models[others[0]], others
 
 
 def _add_agreement(rows: list[dict[str, Any]], size: tuple[int, int]) -> None:

@@ -5,6 +5,7 @@ No error holds a token, a mask or what the server said of its own paths.
 
 from __future__ import annotations
 
+import ipaddress
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -53,8 +54,10 @@ class Connection:
             )
         self._access, self._fresh_until = "", 0.0
         self.waited_s = 0.0
+        # No proxy of the environment leads back to this machine; a transport that is given goes through none.
+        direct = httpx.HTTPTransport() if _is_loopback(parsed.host) else None
         # Kept connections cost 40 ms a request with the server that Label Studio ships with.
-        self._client = httpx.Client(timeout=timeout_s, headers={"Connection": "close"})
+        self._client = httpx.Client(timeout=timeout_s, headers={"Connection": "close"}, transport=direct)
 
     def __repr__(self) -> str:
         return f"Connection({self.url})"
@@ -120,6 +123,8 @@ class Connection:
 
     def _read(self, response: httpx.Response, method: str, path: str) -> Any:
         status, what = response.status_code, f"{method} {path.partition('?')[0]}"
+        if response.is_redirect:
+            raise ConfigError(self._say_redirect(response))
         if status in (401, 403):
             raise ConfigError(
                 f"Label Studio at {self.url} refuses the token ({status}). Set LABEL_STUDIO_API_KEY to the access token of a user "
@@ -150,6 +155,21 @@ class Connection:
                 "answers there? Then run the same command again."
             ) from None
 
+    def _say_redirect(self, response: httpx.Response) -> str:
+        """Where it leads, by scheme and host alone: the rest may hold secrets. It is not followed: a POST would become a GET."""
+        here = httpx.URL(self.url)
+        there = response.next_request.url if response.next_request else here
+        origins = [f"{of.scheme}://{of.netloc.decode()}" for of in (here, there)]
+        if origins[0] == origins[1]:
+            return (
+                f"Label Studio at {self.url} redirects to another path of its own ({response.status_code}). Give its address with "
+                "the path that it lies under: --queue"
+            )
+        return (
+            f"Label Studio at {self.url} redirects to {origins[1]} ({response.status_code}). If it is there, write --queue "
+            f"{origins[1]}{here.path.rstrip('/')}"
+        )
+
     def _authorization(self) -> str:
         if self._token.count(".") != 2:
             return f"Token {self._token}"
@@ -158,6 +178,13 @@ class Connection:
             self._access = str((self._read(answer, "POST", "/api/token/refresh") or {}).get("access", ""))
             self._fresh_until = time.monotonic() + _REFRESH_S
         return f"Bearer {self._access}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _reason(response: httpx.Response) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.review.items import ReviewItem
-from engine.review.label_studio_json import LABEL_CONFIG, make_task
+from engine.review.label_studio_json import LABEL_CONFIG, Shown, make_task, read_shown
 from engine.review.media import publish_media
 from engine.review.queue import AnsweredTask
 from engine.store.whole_file import written_whole
@@ -35,6 +35,7 @@ class FolderQueue:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.absolute()
+        self._answered: dict[Path, tuple[tuple[int, int], dict[str, bool]]] = {}
 
     @property
     def name(self) -> str:
@@ -65,8 +66,11 @@ class FolderQueue:
                 sent({item.item_key: item.item_key})
         self._write_whole(answered)
 
-    def update(self, task_id: str, item: ReviewItem) -> None:
+    def update(self, task_id: str, item: ReviewItem) -> bool:
+        if self._is_answered(item.item_key):
+            return False
         self._write(item)
+        return True
 
     def answers(self, since: datetime | None, known: frozenset[str]) -> Iterator[list[AnsweredTask]]:
         if not any((self._folder / name).exists() for name in ("tasks", "tasks.json")):
@@ -78,15 +82,27 @@ class FolderQueue:
         strangers: list[AnsweredTask] = []
         for path in _list_json(self._folder / "answers"):
             changed = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-            for key, answers in _read_export(path):
+            for key, answers, shown in _read_export(path):
                 if not key:
                     strangers.append(AnsweredTask("", "", changed, []))
                 # Of several exports that hold a task the one written last is right.
                 elif key not in found or changed >= found[key].changed_at:
-                    found[key] = AnsweredTask(key, key, changed, answers)
+                    found[key] = AnsweredTask(key, key, changed, answers, shown)
         tasks = sorted([*found.values(), *strangers], key=lambda task: task.changed_at)
         for start in range(0, len(tasks), _AT_ONCE):
             yield tasks[start : start + _AT_ONCE]
+
+    def _is_answered(self, key: str) -> bool:
+        """Whether the newest export of a task holds an answer; each export is read once, and again when it was changed."""
+        before, self._answered = self._answered, {}
+        for path in _list_json(self._folder / "answers"):
+            status = path.stat()
+            version = status.st_mtime_ns, status.st_size
+            if path not in before or before[path][0] != version:
+                before[path] = version, {of: bool(answers) for of, answers, _ in _read_export(path)}
+            self._answered[path] = before[path]
+        said = [(version, keys[key]) for version, keys in self._answered.values() if key in keys]
+        return max(said)[1] if said else False
 
     def _write(self, item: ReviewItem) -> None:
         image, map_image = publish_media(item, self._folder / "media")
@@ -123,8 +139,8 @@ def _read_score(path: Path) -> float:
     return float(json.loads(path.read_text())["predictions"][0]["score"])
 
 
-def _read_export(path: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """(item_key, annotations) of each answered task of an export; the key is empty for what is no task of a queue."""
+def _read_export(path: Path) -> Iterator[tuple[str, list[dict[str, Any]], Shown | None]]:
+    """(item_key, annotations, shown) of each answered task of an export; the key is empty for what is no task of a queue."""
     try:
         tasks = json.loads(path.read_text())
     except (ValueError, OSError) as error:
@@ -134,11 +150,11 @@ def _read_export(path: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     for task in tasks if isinstance(tasks, list) else [tasks]:
         data = task.get("data") if isinstance(task, dict) else None
         key = data.get("item_key") if isinstance(data, dict) else None
-        if not isinstance(key, str):
-            yield "", []
+        if not isinstance(data, dict) or not isinstance(key, str):
+            yield "", [], None
         elif isinstance(task.get("annotations"), list):
             if odd := [answer for answer in task["annotations"] if not isinstance(answer, dict)]:
                 raise ConfigError(
                     f"{path} holds an answer that Label Studio does not write: {str(odd[0])[:100]!r}. Export it again, or take it away."
                 )
-            yield key, task["annotations"]
+            yield key, task["annotations"], read_shown(data)

@@ -15,7 +15,13 @@ from typing import Any
 
 from engine.review.connection import Connection
 from engine.review.items import ReviewItem
-from engine.review.label_studio_json import MODEL_VERSION, make_data, make_prediction, make_task
+from engine.review.label_studio_json import (
+    MODEL_VERSION,
+    make_data,
+    make_prediction,
+    make_task,
+    read_shown,
+)
 from engine.review.media import publish_media
 from engine.review.project import data_filter, find_project, furnish_project, make_project
 from engine.review.queue import AnsweredTask
@@ -79,7 +85,7 @@ class LabelStudioQueue:
                 key, task_id = task["data"]["item_key"], str(task["id"])
                 if key not in found:
                     found[key] = task_id
-                elif not (task.get("total_annotations") or task.get("cancelled_annotations")):
+                elif not _is_answered(task):
                     # A push was killed, and the server went on with what it had sent while the next one looked.
                     self._http.change("DELETE", f"/api/tasks/{task_id}")
         return found
@@ -106,20 +112,28 @@ class LabelStudioQueue:
                         tasks[item.item_key] = task
                 coming = [pool.submit(self._prepare, item) for item in following]
                 if tasks:
-                    sent(self._import(project, tasks))
+                    # Another machine may have sent some meanwhile.
+                    there = self.find(list(tasks))
+                    if missing := {key: task for key, task in tasks.items() if key not in there}:
+                        there |= self._import(project, missing)
+                    sent(there)
         # The first import of a project sets its version only if the project had none.
         self._http.change("PATCH", f"/api/projects/{project}", {"model_version": MODEL_VERSION})
 
-    def update(self, task_id: str, item: ReviewItem) -> None:
+    def update(self, task_id: str, item: ReviewItem) -> bool:
         addresses = [self._media_url + name for name in publish_media(item, self._media)]
-        self._http.change("PATCH", f"/api/tasks/{task_id}", {"data": make_data(item, *addresses)})
-        task = self._http.get(f"/api/tasks/{task_id}")
         prediction = make_prediction(item)
+        # Only now: whatever was answered while the pictures were drawn counts, too.
+        task = self._http.get(f"/api/tasks/{task_id}", missing_is_none=True)
+        if task is None or _is_answered(task) or task.get("draft_exists"):
+            return False
+        self._http.change("PATCH", f"/api/tasks/{task_id}", {"data": make_data(item, *addresses)})
         there = [of["id"] for of in task.get("predictions") or []]
         if there:
             self._http.change("PATCH", f"/api/predictions/{there[0]}", prediction)
         else:
             self._http.post("/api/predictions", {"task": int(task_id), **prediction})
+        return True
 
     def answers(self, since: datetime | None, known: frozenset[str]) -> Iterator[list[AnsweredTask]]:
         if self._id is None and find_project(self._http, self._title) is None:
@@ -141,7 +155,7 @@ class LabelStudioQueue:
         touched = [
             task
             for task in self._list_tasks(only)
-            if task.get("total_annotations") or task.get("cancelled_annotations") or str(task["id"]) in known
+            if _is_answered(task) or str(task["id"]) in known
             if (task.get("data") or {}).get("item_key")
         ]
         touched.sort(key=_changed_at)
@@ -166,6 +180,7 @@ class LabelStudioQueue:
                 task["data"]["item_key"],
                 _changed_at(task),
                 exported.get(task["id"], {}).get("annotations") or [],
+                read_shown(exported.get(task["id"], {}).get("data") or {}),
             )
             for task in tasks
         ]
@@ -214,6 +229,10 @@ class LabelStudioQueue:
             "query": json.dumps(query),
         }
         return list(self._http.get("/api/tasks", params).get("tasks") or [])
+
+
+def _is_answered(task: dict[str, Any]) -> bool:
+    return bool(task.get("total_annotations") or task.get("cancelled_annotations"))
 
 
 def _changed_at(task: dict[str, Any]) -> datetime:

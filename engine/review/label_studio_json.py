@@ -6,6 +6,7 @@ one set of names, and checked.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from engine.masks.rle import decode_rle
@@ -20,6 +21,8 @@ VERDICTS = ("correct", "fixed", "no object")
 MODEL_VERSION = "gapmap"
 """What all predictions are called: Label Studio orders tasks by score only among predictions of the project's version.
 Which model made them stands in the task."""
+Shown = tuple[str, tuple[str, ...]]
+"""The model whose masks a task shows, name@version, and their mask_ids."""
 
 # The toolbar appears after the picture was fitted: without a place kept for it the picture is cut at all four sides.
 LABEL_CONFIG = f"""<View>
@@ -84,7 +87,16 @@ def make_data(item: ReviewItem, image: str, map_image: str) -> dict[str, Any]:
         "model": item.model,
         "uncertainty": round(item.uncertainty, 4),
         "masks": len(item.masks),
+        "mask_ids": [mask.mask_id for mask in item.masks],
     }
+
+
+def read_shown(data: Mapping[str, Any]) -> Shown | None:
+    """What a task says that it shows; None where it does not say so."""
+    model, mask_ids = data.get("model"), data.get("mask_ids")
+    if not isinstance(model, str) or not isinstance(mask_ids, list) or not mask_ids:
+        return None
+    return (model, tuple(mask_ids)) if all(isinstance(of, str) for of in mask_ids) else None
 
 
 def make_prediction(item: ReviewItem) -> dict[str, Any]:

@@ -40,8 +40,11 @@ def open_queue(
     Raises:
         ConfigError: there is no such server, or something is missing to use it.
     """
-    if not project.strip() or any(mark in project for mark in "/\\\n?#%"):
-        raise ConfigError(f"{project!r} is no name for a queue: letters, digits, blanks, - and _ are.")
+    # It is also the name of a folder: ".." would be the one that the pictures' lies in.
+    if not project.strip() or project.startswith(".") or any(mark in project for mark in "/\\\n?#%"):
+        raise ConfigError(
+            f"{project!r} is no name for a queue: letters, digits, blanks, - and _ are. Name another: --project"
+        )
     if address is not None and "://" in address:
         if media is None:
             raise ConfigError(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ _KNOWN = """
 """
 _ITEMS = "SELECT * FROM reviews WHERE queue = $queue AND list_contains($keys, item_key)"
 _SHOWN = """
-    SELECT mask_id, any_value(rle) AS rle FROM masks
+    SELECT mask_id, any_value(rle) AS rle, any_value(model) AS model FROM masks
     WHERE list_contains($images, image_id) AND list_contains($mask_ids, mask_id) GROUP BY mask_id
 """
 _OLD_ROWS = "SELECT * FROM labels WHERE queue = $queue AND list_contains($tasks, task_id)"
@@ -106,6 +106,8 @@ def _read_tasks(
         if item is None:
             report.strangers += 1
             continue
+        if task.shown:  # what is planned may have changed since
+            item = replace(item, model=task.shown[0], mask_ids=task.shown[1])
         if not all(_is_known(answer, task, known) for answer in task.annotations):
             # All of them: where one of several answers changed, so did what the others agree with.
             rows += read_answers(queue, task, item)
@@ -132,7 +134,7 @@ def _find_gone(tasks: Sequence[AnsweredTask], known: _Known) -> list[tuple[str, 
 
 
 def _load_items(snapshot: Snapshot, queue: str, tasks: Sequence[AnsweredTask]) -> dict[str, AskedItem]:
-    """What each task asks about, with the masks that it shows or showed before."""
+    """What each task asks about as it was sent last, with every mask that it or its answers show."""
     rows = snapshot.rows(_ITEMS, {"queue": queue, "keys": [task.item_key for task in tasks]})
     regions = {
         str(region.get("id"))
@@ -140,13 +142,15 @@ def _load_items(snapshot: Snapshot, queue: str, tasks: Sequence[AnsweredTask]) -
         for answer in task.annotations
         for region in list_results(answer)
     }
-    mask_ids = sorted(regions | {mask_id for row in rows for mask_id in row["mask_ids"]})
+    told = {mask_id for task in tasks if task.shown for mask_id in task.shown[1]}
+    mask_ids = sorted(regions | told | {mask_id for row in rows for mask_id in row["mask_ids"]})
     shown = {"images": sorted({row["image_id"] for row in rows}), "mask_ids": mask_ids}
     found = snapshot.rows(_SHOWN, shown) if rows else []
     rles = {row["mask_id"]: row["rle"] for row in found}
+    models = {row["mask_id"]: row["model"] for row in found}
     return {
         row["item_key"]: AskedItem(
-            row["image_id"], row["model"], (row["height"], row["width"]), tuple(row["mask_ids"]), rles
+            row["image_id"], row["model"], (row["height"], row["width"]), tuple(row["mask_ids"]), rles, models
         )
         for row in rows
     }

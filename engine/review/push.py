@@ -14,7 +14,8 @@ import numpy as np
 
 from engine.review.items import ReviewItem, group_masks
 from engine.review.plans import mark_sent, plan_item, shrink_plan
-from engine.review.queue import ReviewQueue
+from engine.review.pull import PullReport, pull_answers
+from engine.review.queue import ReviewQueue, hold_queue
 from engine.review.selection import answered_keys, load_items, open_items
 from engine.store.model_choice import newest_model
 from engine.triage.acquisition import select_masks
@@ -34,6 +35,7 @@ class PushReport:
 
     Attributes:
         queue, model: where to, and whose masks.
+        answers: new or changed ones that were fetched first.
         masks, items: newly sent, or sent again because somebody had deleted their tasks.
         waiting: masks that people have not answered, with these.
         renewed: unanswered items that show masks of a newer model now.
@@ -43,6 +45,7 @@ class PushReport:
 
     queue: str
     model: str
+    answers: int = 0
     masks: int = 0
     items: int = 0
     waiting: int = 0
@@ -63,10 +66,12 @@ def push_masks(
     acquisition: AcquisitionSettings | None = None,
     model: str | None = None,
     progress: Callable[[int, int], None] | None = None,
+    pulled: Callable[[PullReport], None] | None = None,
 ) -> PushReport:
     """Fill the queue up to `budget` masks that wait for people.
 
-    Items that nobody has answered show the masks of `model` from then on, in their new order.
+    What they answered is fetched first: it waits no more, and its objects are not asked about again. Items that nobody has
+    answered show the masks of `model` from then on, in their new order. Waits for another push of this machine to the queue.
 
     Args:
         store: with masks.
@@ -75,6 +80,7 @@ def push_masks(
         acquisition: which masks are chosen; None for the most uncertain ones, with a tenth drawn from the accepted ones.
         model: whose masks, name@version or a name; None for the one that labelled last.
         progress: called with (items sent, items to send).
+        pulled: called with what was fetched, if anything was.
 
     Raises:
         ConfigError: the store has no masks (of this model), or not what the strategy needs, or the queue cannot be used.
@@ -82,24 +88,37 @@ def push_masks(
     """
     model = newest_model(store, model)
     report = PushReport(queue.name, model)
-    waiting = open_items(store, queue.name)
-    there = queue.find([row["item_key"] for row in waiting])
-    present = [row for row in waiting if row["item_key"] in there]
-    store.append(
-        "reviews", [mark_sent(row, there[row["item_key"]]) for row in present if row["state"] != "sent"]
-    )
-    _renew(store, queue, present, there, model, report)
-    # What was planned or deleted goes first: what cannot be shown takes no room from the rest.
-    _send(store, queue, [row for row in waiting if row["item_key"] not in there], report, progress)
-    report.waiting = sum(len(row["mask_ids"]) for row in present) + report.masks
-    if (room := budget - report.waiting) > 0:
-        chosen = _choose(store, queue.name, model, room, acquisition or AcquisitionSettings())
-        planned = [plan_item(queue.name, model, of, priority) for of, priority in group_masks(chosen)]
-        store.append("reviews", planned)
-        before = report.masks
-        _send(store, queue, planned, report, progress)
-        report.waiting += report.masks - before
+    with hold_queue(queue):
+        waiting, there = _find_waiting(store, queue)
+        if there:
+            fetched = pull_answers(store, queue)
+            if fetched.answers:
+                report.answers = fetched.answers
+                if pulled:
+                    pulled(fetched)
+                waiting, there = _find_waiting(store, queue)
+        present = [row for row in waiting if row["item_key"] in there]
+        store.append(
+            "reviews", [mark_sent(row, there[row["item_key"]]) for row in present if row["state"] != "sent"]
+        )
+        _renew(store, queue, present, there, model, report)
+        # What was planned or deleted goes first: what cannot be shown takes no room from the rest.
+        _send(store, queue, [row for row in waiting if row["item_key"] not in there], report, progress)
+        report.waiting = sum(len(row["mask_ids"]) for row in present) + report.masks
+        if (room := budget - report.waiting) > 0:
+            chosen = _choose(store, queue.name, model, room, acquisition or AcquisitionSettings())
+            planned = [plan_item(queue.name, model, of, priority) for of, priority in group_masks(chosen)]
+            store.append("reviews", planned)
+            before = report.masks
+            _send(store, queue, planned, report, progress)
+            report.waiting += report.masks - before
     return report
+
+
+def _find_waiting(store: Store, queue: ReviewQueue) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Rows of `reviews` of the items that wait, and the task ids of those that are in the queue, by item_key."""
+    waiting = open_items(store, queue.name)
+    return waiting, queue.find([row["item_key"] for row in waiting])
 
 
 def _choose(
@@ -199,7 +218,8 @@ def _renew(
     for item in load_items(store, model, groups):
         task_id = there[item.item_key]
         try:
-            queue.update(task_id, item)
+            if not queue.update(task_id, item):
+                continue
         except ImageError as error:
             report.leave_out(item, str(error))
             continue

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
+from engine.models.cache import lock_path
 from engine.review.items import ReviewItem
+from engine.review.label_studio_json import Shown
 
 
 @dataclass(frozen=True)
@@ -19,12 +22,14 @@ class AnsweredTask:
         item_key: ours.
         changed_at: when the task was last changed, UTC.
         annotations: Label Studio's JSON of each answer that there is now; skipped ones have `was_cancelled`.
+        shown: what the task says that people saw; None where it does not say so.
     """
 
     task_id: str
     item_key: str
     changed_at: datetime
     annotations: Sequence[dict[str, Any]]
+    shown: Shown | None = None
 
 
 class ReviewQueue(Protocol):
@@ -57,8 +62,11 @@ class ReviewQueue(Protocol):
         """
         ...
 
-    def update(self, task_id: str, item: ReviewItem) -> None:
+    def update(self, task_id: str, item: ReviewItem) -> bool:
         """Let a task that nobody has answered show other masks.
+
+        Returns:
+            Whether it does; one that people have answered or begun to, whether that was pulled or not, is left as it is.
 
         Raises:
             ImageError: it cannot be shown.
@@ -75,3 +83,15 @@ class ReviewQueue(Protocol):
             known: task ids that had answers before; they are told also where they have none any more.
         """
         ...
+
+
+@contextmanager
+def hold_queue(queue: ReviewQueue) -> Iterator[None]:
+    """While in this context, no other process of this machine sends to a queue: it would send what this one has planned, too.
+
+    Waits for one that does; a killed one lets go.
+    """
+    from filelock import FileLock
+
+    with FileLock(lock_path("queue", queue.name)):
+        yield
