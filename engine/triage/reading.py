@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engine.generate.pooling import unpack_embeddings
-from engine.store.people import group_shapes, is_same_object
+from engine.store.people import ANSWERED, find_answered
 from engine.triage.acquisition import FROM_ACCEPTED, FROM_ALL
 from engine.triage.candidates import Candidates, Texts
 from schemas.errors import ConfigError
@@ -24,11 +24,10 @@ if TYPE_CHECKING:
     from engine.store import Store
     from engine.store.snapshot import Snapshot
 
-_ANSWERS = "SELECT * FROM labels WHERE verdict NOT IN ('withdrawn', 'skipped')"
 # What was asked about in this queue, or answered in any.
 _ASKED = f"""
     SELECT unnest(mask_ids) AS mask_id FROM reviews WHERE queue = $queue
-    UNION SELECT mask_id FROM ({_ANSWERS}) WHERE mask_id IS NOT NULL
+    UNION {ANSWERED}
 """
 # Numbered, so that a mask bears four bytes instead of two texts.
 _NUMBER_IMAGES = """
@@ -46,16 +45,6 @@ _FREE = f"""
     ORDER BY mask_id
 """
 _ASKED_OF_MODEL = f"SELECT mask_id FROM masks WHERE model = $model AND mask_id IN ({_ASKED}) ORDER BY mask_id"
-# A mask that people took away holds no run lengths of its own: the one that was shown stands for it.
-_ANSWERED = f"""
-    SELECT l.image_id, coalesce(l.rle, m.rle) AS rle, l.height, l.width FROM ({_ANSWERS}) l
-    LEFT JOIN (SELECT DISTINCT ON (mask_id) mask_id, rle FROM masks WHERE mask_id IN (SELECT mask_id FROM labels)) m USING (mask_id)
-    WHERE coalesce(l.rle, m.rle) IS NOT NULL
-"""
-_BESIDE_ANSWERED = f"""
-    SELECT mask_id, image_id, rle, height, width FROM masks
-    WHERE model = $model AND replaced_by IS NULL AND image_id IN (SELECT image_id FROM ({_ANSWERS}))
-"""
 _THERE = """
     SELECT EXISTS (FROM decisions WHERE model = $model) AS decisions, EXISTS (FROM embeddings WHERE model = $model) AS embeddings
 """
@@ -98,7 +87,7 @@ def read_free_masks(store: Store, queue: str, model: str, images: Sequence[str] 
     """Masks of a model that people may be asked about.
 
     Free is what holds (was not replaced by a mended one), is in no item of this queue, was not answered in any, and is not
-    of an object that people have answered for (IoU above a half, whichever model's mask they were shown). Where masks of
+    of an object that people have answered for (see `find_answered`). Where masks of
     the model were triaged, people are for those whose newest decision says so. The folder of an image is its stratum.
 
     Args:
@@ -116,9 +105,7 @@ def read_free_masks(store: Store, queue: str, model: str, images: Sequence[str] 
         snapshot.con.execute(_NUMBER_IMAGES, {"model": model})
         of_images = snapshot.con.sql("FROM numbered_images ORDER BY place").to_arrow_table()
         table = snapshot.con.sql(_FREE, params=of).to_arrow_table()
-        answered = group_shapes(snapshot.rows(_ANSWERED, {}))
-        beside = snapshot.rows(_BESIDE_ANSWERED, {"model": model}) if answered else []
-        known = {row["mask_id"] for row in beside if is_same_object(row, answered)}
+        known = find_answered(snapshot, model)
         sent = [row["mask_id"] for row in snapshot.rows(_ASKED_OF_MODEL, asked)]
         [counts] = snapshot.rows(_COUNTS, {**asked, "accepted": FROM_ACCEPTED, "every": FROM_ALL})
         [there] = snapshot.rows(_THERE, {"model": model})
