@@ -37,7 +37,7 @@ class PushReport:
         masks, items: newly sent, or sent again because somebody had deleted their tasks.
         waiting: masks that people have not answered, with these.
         renewed: unanswered items that show masks of a newer model now.
-        closed: items that are asked no more, because none of their masks is in the store any more.
+        closed: items that are asked no more, because none of their masks holds any more.
         left_out: items that could not be shown, and are tried again by the next push: name of the image, and why.
     """
 
