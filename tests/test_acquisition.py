@@ -211,3 +211,23 @@ def test_nothing_to_choose_from_is_no_error(strategy: Strategy) -> None:
     candidates, _ = make_candidates()
     nothing = replace(candidates, people_N=np.zeros(400, bool), accepted_N=np.zeros(400, bool))
     assert select_masks(nothing, 5, AcquisitionSettings(strategy=strategy)) == []
+
+
+@pytest.mark.parametrize("strategy", EVERY)
+def test_a_pool_of_frames_that_are_all_alike_is_read_in_few_parts_and_the_choice_stays(
+    strategy: Strategy,
+) -> None:
+    candidates, of = make_candidates(9000, spread=1e-3, per_image=3)
+    candidates.uncertainty_N[:] = np.linspace(1, 0.1, 9000, dtype=np.float32)  # one kind after another
+    assert candidates.embed
+    embed, asked_for = candidates.embed, []
+
+    def count(places: np.ndarray) -> np.ndarray:
+        asked_for.append(len(places))
+        return embed(places)
+
+    settings: dict[str, object] = {"strategy": strategy, "duplicate_similarity": 0.99, "per_image": 2}
+    chosen = choose(replace(candidates, embed=count), 20, **settings)
+    assert sorted(of[chosen]) == list(range(8))
+    assert len(asked_for) <= 4
+    assert asked_for[0] == 1000, "most pushes look at no more"

@@ -6,24 +6,19 @@ Shape suffixes: N candidates, S those of a shortlist, M masks asked about before
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
-from collections.abc import Iterator
+from collections import Counter
 from itertools import compress
 
 import numpy as np
 
 from engine.triage.candidates import Candidates
+from engine.triage.shortlists import read_shortlists
 from engine.triage.strategies import DIVERSE, draw_numbers, score_candidates, spread_choice
 from schemas.errors import ConfigError
 from schemas.settings import AcquisitionSettings
 
 FROM_ACCEPTED, FROM_ALL = "random", "random of all"
 """What `chosen_by` says of the random share: drawn from the accepted masks, or, where nothing was triaged, from all."""
-_SHORTLIST = 10
-"""Candidates that a strategy compares for each mask of the budget. The most uncertain come into question, and of these
-the diverse ones are asked about (as Zhdanov, "Diverse mini-batch active learning", 2019, filters first): with all of a
-million masks the farthest would be freaks, and comparing would take time that grows with the pool."""
-_LEAST_SHORTLIST = 1000
 _CATCH_UP = 2
 """Times its share that the random draw takes of one push, at most, where earlier ones drew too few."""
 
@@ -136,11 +131,13 @@ def _fill(
     choice: _Choice, order: np.ndarray, settings: AcquisitionSettings, asked_MC: np.ndarray | None
 ) -> None:
     """Let the strategy choose until the budget is spent or nobody is left."""
-    embed, strategy = choice.candidates.embed, settings.strategy
+    strategy = settings.strategy
     chosen_by = "random strategy" if strategy == "random" else strategy
     rng = np.random.default_rng(settings.seed) if strategy == "badge" else None
-    for shortlist in _shortlists(choice, order, trim=strategy in DIVERSE):
-        embedding_SC = None if embed is None else embed(np.array(shortlist))
+    shortlists = read_shortlists(
+        choice.candidates, order, choice.budget, choice.room_of, trim=strategy in DIVERSE
+    )
+    for shortlist, embedding_SC in shortlists:
         if strategy in DIVERSE:
             _check_embedded(embedding_SC, strategy)
 
@@ -166,42 +163,6 @@ def _fill(
             spread_choice(embedding_SC * scale_S1, choice.room, admit, rng=rng)
         if not choice.room:
             return
-
-
-def _shortlists(choice: _Choice, order: np.ndarray, *, trim: bool) -> Iterator[list[int]]:
-    """The candidates in their order, some at a time; those whose image or stratum is full are passed over.
-
-    Args:
-        trim: let no image and no stratum fill a shortlist that it cannot fill the budget of; its other masks wait.
-    """
-    size = max(_SHORTLIST * choice.budget, _LEAST_SHORTLIST)
-    each = size // choice.budget
-    image_ids, strata = choice.candidates.image_ids, choice.candidates.strata
-    coming = map(int, order)  # a list of them all would take more than all else
-    waiting: deque[int] = deque()
-    while True:
-        taken: list[int] = []
-        later: list[int] = []
-        images: Counter[str] = Counter()
-        in_stratum: Counter[str] = Counter()
-        while len(taken) < size:
-            i = waiting.popleft() if waiting else next(coming, None)
-            if i is None:
-                break
-            of_image, of_stratum = choice.room_of(i)
-            if of_image <= 0 or of_stratum <= 0:
-                continue
-            image, stratum = image_ids[i], strata[i]
-            if trim and (images[image] >= of_image or in_stratum[stratum] >= each * of_stratum):
-                later.append(i)
-                continue
-            images[image] += 1
-            in_stratum[stratum] += 1
-            taken.append(i)
-        waiting.extendleft(reversed(later))
-        if not taken:
-            return
-        yield taken
 
 
 def _check_embedded(embedding_SC: np.ndarray | None, strategy: str) -> None:
