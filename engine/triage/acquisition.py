@@ -65,7 +65,7 @@ def select_masks(
     if choice.room and len(people):
         score_N = score_candidates(candidates, settings.strategy, settings.seed)
         order = people[np.argsort(-score_N[people], kind="stable")]
-        _fill(choice, order, settings, asked_MC)
+        _fill(choice, order, settings)
     return choice.made
 
 
@@ -90,7 +90,7 @@ class _Choice:
         self._similarity = settings.duplicate_similarity
         self._asked_MC = asked_MC
         self._chosen_BC: np.ndarray | None = None  # embeddings of those that the strategy chose
-        self._n_chosen = 0
+        self._compared: list[int] = []  # whose these are
 
     @property
     def room(self) -> int:
@@ -115,21 +115,32 @@ class _Choice:
         if embedding_C is not None:
             if self._chosen_BC is None:
                 self._chosen_BC = np.empty((self.budget, len(embedding_C)), np.float32)
-            self._chosen_BC[self._n_chosen] = embedding_C
-            self._n_chosen += 1
+            self._chosen_BC[len(self._compared)] = embedding_C
+            self._compared.append(i)
 
     def is_near(self, embedding_C: np.ndarray) -> bool:
         """Whether people are asked about one that is nearly the same."""
-        parts = [self._asked_MC, None if self._chosen_BC is None else self._chosen_BC[: self._n_chosen]]
-        return any(
-            part is not None and len(part) > 0 and float((part @ embedding_C).max()) >= self._similarity
-            for part in parts
-        )
+        return any(float((part @ embedding_C).max()) >= self._similarity for part in self._parts)
+
+    def covered(self) -> np.ndarray | None:
+        """covered_MC: embeddings of what people were asked about before, and of what the strategy chose by now."""
+        return np.concatenate(self._parts) if self._parts else None
+
+    def chosen_scaled(self) -> np.ndarray | None:
+        """covered_MC: embeddings of what the strategy chose by now, scaled by the uncertainty."""
+        chosen_MC = self._chosen_MC
+        return None if chosen_MC is None else chosen_MC * self.candidates.uncertainty_N[self._compared, None]
+
+    @property
+    def _chosen_MC(self) -> np.ndarray | None:
+        return None if self._chosen_BC is None else self._chosen_BC[: len(self._compared)]
+
+    @property
+    def _parts(self) -> list[np.ndarray]:
+        return [part for part in (self._asked_MC, self._chosen_MC) if part is not None and part.size]
 
 
-def _fill(
-    choice: _Choice, order: np.ndarray, settings: AcquisitionSettings, asked_MC: np.ndarray | None
-) -> None:
+def _fill(choice: _Choice, order: np.ndarray, settings: AcquisitionSettings) -> None:
     """Let the strategy choose until the budget is spent or nobody is left."""
     strategy = settings.strategy
     chosen_by = "random strategy" if strategy == "random" else strategy
@@ -144,7 +155,7 @@ def _fill(
         def admit(
             place: int, among: list[int] = shortlist, embedding_SC: np.ndarray | None = embedding_SC
         ) -> bool:
-            embedding_C = None if embedding_SC is None else embedding_SC[place]
+            embedding_C = embedding_SC[place] if embedding_SC is not None and embedding_SC.size else None
             if min(choice.room_of(among[place])) <= 0:
                 return False
             if embedding_C is not None and choice.is_near(embedding_C):
@@ -157,10 +168,12 @@ def _fill(
                 if choice.room:
                     admit(place)
         elif strategy == "coreset":
-            spread_choice(embedding_SC, choice.room, admit, covered_MC=asked_MC)
+            spread_choice(embedding_SC, choice.room, admit, covered_MC=choice.covered())
         else:
             scale_S1 = choice.candidates.uncertainty_N[shortlist, None]
-            spread_choice(embedding_SC * scale_S1, choice.room, admit, rng=rng)
+            spread_choice(
+                embedding_SC * scale_S1, choice.room, admit, covered_MC=choice.chosen_scaled(), rng=rng
+            )
         if not choice.room:
             return
 
