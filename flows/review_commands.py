@@ -101,7 +101,7 @@ def push(
     if summary.renewed:
         typer.echo(f"{summary.renewed} tasks that nobody had answered show the masks of this model now")
     if summary.closed:
-        typer.echo(f"{summary.closed} planned tasks are given up: the store has none of their masks any more")
+        typer.echo(f"{summary.closed} planned tasks are given up: none of their masks holds any more")
     typer.echo(f"people answer at {summary.address}")
 
 

@@ -211,3 +211,67 @@ def test_nothing_to_choose_from_is_no_error(strategy: Strategy) -> None:
     candidates, _ = make_candidates()
     nothing = replace(candidates, people_N=np.zeros(400, bool), accepted_N=np.zeros(400, bool))
     assert select_masks(nothing, 5, AcquisitionSettings(strategy=strategy)) == []
+
+
+def test_coreset_covers_what_it_has_not_chosen_from_earlier_candidates_of_the_same_push() -> None:
+    """A thousand near copies of five kinds are the most uncertain, as the frames of a film; behind them are masks of forty kinds."""
+    rng = np.random.default_rng(0)
+    kinds = rng.normal(size=(40, 64))
+    kinds /= np.linalg.norm(kinds, axis=1, keepdims=True)
+    of = np.concatenate([rng.integers(0, 5, 1000), rng.integers(0, 40, 1000)])
+    spread = np.where(np.arange(2000) < 1000, 0.0005, 0.012)[:, None]
+    points = kinds[of] + rng.normal(size=(2000, 64)) * spread
+    points = (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
+    candidates = Candidates(
+        [f"mask-{i}" for i in range(2000)],
+        [f"image-{i}" for i in range(2000)],
+        ["folder"] * 2000,
+        *np.tile(np.linspace(1, 0.5, 2000, dtype=np.float32), (3, 1)),
+        np.ones(2000, bool),
+        np.ones(2000, bool),
+        lambda places: points[places],
+    )
+    chosen = choose(candidates, 40, strategy="coreset", duplicate_similarity=0.998)
+    assert len(set(of[chosen])) == 40
+    by_badge = [
+        len(set(of[choose(candidates, 40, strategy="badge", duplicate_similarity=0.998, seed=seed)]))
+        for seed in range(5)
+    ]
+    assert np.mean(by_badge) > 36
+
+
+@pytest.mark.parametrize("strategy", EVERY)
+def test_a_pool_of_frames_that_are_all_alike_is_read_in_few_parts_and_the_choice_stays(
+    strategy: Strategy,
+) -> None:
+    candidates, of = make_candidates(9000, spread=1e-3, per_image=3)
+    candidates.uncertainty_N[:] = np.linspace(1, 0.1, 9000, dtype=np.float32)  # one kind after another
+    assert candidates.embed
+    embed, asked_for = candidates.embed, []
+
+    def count(places: np.ndarray) -> np.ndarray:
+        asked_for.append(len(places))
+        return embed(places)
+
+    settings: dict[str, object] = {"strategy": strategy, "duplicate_similarity": 0.99, "per_image": 2}
+    chosen = choose(replace(candidates, embed=count), 20, **settings)
+    assert sorted(of[chosen]) == list(range(8))
+    assert len(asked_for) <= 4
+    assert asked_for[0] == 1000, "most pushes look at no more"
+
+
+def test_masks_without_an_embedding_are_asked_about_beside_those_that_have_one() -> None:
+    candidates, of = make_candidates(1200, spread=1e-3)
+    candidates.uncertainty_N[:] = np.linspace(1, 0.1, 1200, dtype=np.float32)
+    assert candidates.embed
+    embed = candidates.embed
+
+    def embed_some(places: np.ndarray) -> np.ndarray:
+        return embed(places) if (places < 1000).any() else np.zeros((len(places), 0), np.float32)
+
+    kinds = len(set(of[:1000]))
+    for asked_MC in (None, np.zeros((3, 0), np.float32)):
+        settings = AcquisitionSettings(random_share=0, duplicate_similarity=0.99)
+        chosen = select_masks(replace(candidates, embed=embed_some), 20, settings, asked_MC)
+        assert len(chosen) == 20
+        assert sum(i >= 1000 for i, _ in chosen) == 20 - kinds

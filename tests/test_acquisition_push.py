@@ -154,7 +154,7 @@ def embedded_masks(store: Store, clusters: Sequence[int], *, leave: int = 0) -> 
 
 def test_coreset_and_badge_spread_over_what_a_store_holds(store: Store) -> None:
     embedded_masks(store, (12, 6, 6, 6))
-    free = read_free_masks(store, "folder:x", MODEL).candidates
+    free = read_free_masks(store.open_snapshot(), "folder:x", MODEL).candidates
     assert set(free.strata) == {f"file:///pool/{i}" for i in range(4)}
     settings = AcquisitionSettings(strategy="coreset", random_share=0)
     images = {free.image_ids[i] for i, _ in select_masks(free, 4, settings)}
@@ -168,7 +168,7 @@ def test_coreset_and_badge_spread_over_what_a_store_holds(store: Store) -> None:
 def test_the_choice_is_that_of_the_same_masks_in_lists(store: Store, strategy: Strategy) -> None:
     rows = embedded_masks(store, (12, 6, 6, 6))
     decide(store, rows, lambda i: ("people", "people", "accept")[i % 3], "1")
-    free = read_free_masks(store, "folder:x", MODEL).candidates
+    free = read_free_masks(store.open_snapshot(), "folder:x", MODEL).candidates
     texts = {name: list(getattr(free, name)) for name in ("mask_ids", "image_ids", "strata")}
     assert texts["mask_ids"] == sorted(row["mask_id"] for row in rows)
     image_of = {row["mask_id"]: row["image_id"] for row in rows}
@@ -184,10 +184,10 @@ def test_the_masks_of_a_large_pool_take_little_memory(store: Store) -> None:
     count = 20_000
     image = image_row("file:///pool/a.jpg", n_masks=count)
     commit_masks(store, mask_rows(image, "first"), [image])
-    read_free_masks(store, "folder:x", MODEL)
+    read_free_masks(store.open_snapshot(), "folder:x", MODEL)
     tracemalloc.start()
     arrow = pa.total_allocated_bytes()
-    free = read_free_masks(store, "folder:x", MODEL)
+    free = read_free_masks(store.open_snapshot(), "folder:x", MODEL)
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(free.candidates) == count
@@ -209,11 +209,13 @@ def test_a_mended_mask_has_the_embedding_of_the_one_that_it_mends(store: Store) 
         [image],
         embeddings=pa.Table.from_pylist(stored, schema=schema),
     )
-    found = read_embeddings(store, MODEL, [again["mask_id"], last["mask_id"], rows[0]["mask_id"], "x"])
+    found = read_embeddings(
+        store.open_snapshot(), MODEL, [again["mask_id"], last["mask_id"], rows[0]["mask_id"], "x"]
+    )
     assert np.array_equal(found[0], found[1])
     assert not np.array_equal(found[0], found[2])
     assert np.linalg.norm(found, axis=1) == pytest.approx([1, 1, 1, 0], abs=1e-6)
-    free = read_free_masks(store, "folder:x", MODEL).candidates
+    free = read_free_masks(store.open_snapshot(), "folder:x", MODEL).candidates
     assert sorted(free.mask_ids) == sorted([again["mask_id"], *(row["mask_id"] for row in rows[:2])]), (
         "what was replaced is not asked about"
     )
@@ -239,7 +241,7 @@ def test_a_store_without_embeddings_pushes_and_says_what_the_other_strategies_ne
 
 def test_what_looks_like_a_mask_that_was_asked_about_is_not_asked_about(store: Store, tmp_path: Path) -> None:
     rows = embedded_masks(store, (4, 4))
-    free = read_free_masks(store, "folder:x", MODEL)
+    free = read_free_masks(store.open_snapshot(), "folder:x", MODEL)
     assert free.asked_ids == []
     store.append(
         "reviews",
@@ -249,10 +251,10 @@ def test_what_looks_like_a_mask_that_was_asked_about_is_not_asked_about(store: S
             | {"uncertainty": 1.0, "width": 64, "height": 48, "written_at": datetime.now(UTC)}
         ],
     )
-    free = read_free_masks(store, "folder:x", MODEL)
+    free = read_free_masks(store.open_snapshot(), "folder:x", MODEL)
     assert (free.asked_ids, free.n_asked, free.n_drawn) == ([rows[0]["mask_id"]], 1, 1)
     assert rows[0]["mask_id"] not in free.candidates.mask_ids
-    asked = read_embeddings(store, MODEL, free.asked_ids)
+    asked = read_embeddings(store.open_snapshot(), MODEL, free.asked_ids)
     settings = AcquisitionSettings(random_share=0, duplicate_similarity=0.8)
     chosen = [free.candidates.image_ids[i] for i, _ in select_masks(free.candidates, 8, settings, asked)]
     assert set(chosen) == {rows[-1]["image_id"]}

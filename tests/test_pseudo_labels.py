@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from review_sides import disk, label_pool, write_pool
 from store_rows import MODEL, commit, content_id, image_row, mask_rows, tables_of
 from triage_rows import label_row
 
+from engine.learn.answers import is_kept_out
 from engine.learn.data import LabelledImage
 from engine.learn.image_loaders import FileLoader
 from engine.learn.training_images import TrainingImage, pseudo_labelled_images
+from engine.masks.rle import encode_masks
 from engine.pool import hash_image
 from engine.store import Store
 from schemas.errors import ConfigError
@@ -75,6 +78,34 @@ def test_what_is_left_out_takes_no_place_of_those_that_are_drawn(store: Store, t
 
 def _number(image: TrainingImage) -> int:
     return next(n for n in range(42) if content_id(f"file:///pool/{n:02}.png") == image.key)
+
+
+def test_what_people_answered_of_one_version_does_not_teach_the_next(tmp_path: Path) -> None:
+    store, pool = Store(str(tmp_path / "masks")), write_pool(tmp_path / "pool", 12)
+    old, following = label_pool(store, pool), "nano@ffffffffffff"
+    kept_out = [of for of in old.values() if is_kept_out(of[0]["image_id"])]
+    learnt = [of for of in old.values() if of not in kept_out]
+    assert kept_out
+    silent = learnt.pop()
+    for gone, changed, skipped, _ in learnt + kept_out:
+        smaller = {"rle": encode_masks(disk(1, 5)[None])[0], "height": 96, "width": 128}
+        store.append(
+            "labels",
+            [
+                label_row(gone, "no object"),
+                label_row(changed, "fixed", **smaller),
+                label_row(skipped, "skipped"),
+            ],
+        )
+    label_pool(store, pool, model=following, tag="second")  # the same shapes once more
+    images = pseudo_labelled_images(store, following)
+    assert {image.key for image in images} == {of[0]["image_id"] for of in [*learnt, silent]}, (
+        "nor do images that versions are judged by"
+    )
+    taught = {(image.key, mask.counts) for image in images for mask in image.masks}
+    left = [row for of in learnt for row in of[2:]] + silent
+    assert taught == {(row["image_id"], row["rle"]) for row in left}
+    assert [image.key for image in images if not image.answered] == [silent[0]["image_id"]]
 
 
 def test_masks_without_maps_say_what_to_do(tmp_path: Path) -> None:

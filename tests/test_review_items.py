@@ -55,3 +55,20 @@ def test_when_half_of_the_queue_is_answered_its_drawn_masks_still_tell_the_error
         truths.append(wrong_N.mean())
     assert len(found) > 1500
     assert np.mean(found) == pytest.approx(np.mean(truths), abs=0.025)
+
+
+def test_crowded_images_do_not_take_the_first_places_of_the_random_share() -> None:
+    """Five images of a hundred accepted masks, one in twenty wrong, and five hundred of one, three in ten wrong."""
+    rng = np.random.default_rng(0)
+    image_N = [n // 100 for n in range(500)] + list(range(5, 505))
+    wrong_N = np.concatenate([rng.random(500) < 0.05, rng.random(500) < 0.3])
+    others = [row(1000 + n, 1000 + n, 0.9 - n / 500) for n in range(200)]
+    found = []
+    for _ in range(400):
+        chosen = rng.permutation(1000)[:50]
+        items = group_masks([*others, *(row(n, image_N[n], 0.1, "random") for n in chosen.tolist())])
+        answered = [of for of, _ in items[: len(items) // 5]]
+        drawn = [int(of["mask_id"][1:]) for masks in answered for of in masks if of["chosen_by"] == "random"]
+        assert drawn == chosen[: len(drawn)].tolist(), "in the order of the draw"
+        found.append(wrong_N[drawn].mean())
+    assert np.mean(found) == pytest.approx(wrong_N.mean(), abs=0.02)

@@ -13,9 +13,11 @@ from uuid import uuid4
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pytest
 from label_studio import LabelStudio
 from review_sides import MODEL, SIZE, FolderSide, ServerSide, Side, disk, label_pool, write_pool
+from store_rows import tables_of
 
 from engine.masks.rle import decode_rle
 from engine.review.brush import decode_brush, encode_brush
@@ -628,6 +630,34 @@ def test_masks_that_were_labelled_away_before_they_were_shown_are_not_answered_f
     assert row["mask_ids"] == [region["id"] for region in shown(task)]
     assert row["chosen_by"] == ["uncertainty"] * 2
     assert push_masks(store, side.queue, 12).closed == 0, "told once"
+
+
+def test_a_mask_that_was_mended_while_it_was_chosen_is_not_asked_about(
+    store: Store, pool: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    side, of_image = FolderSide(tmp_path / "queue"), pool["00.jpg"]
+    mended = {**of_image[0], "mask_id": "0" * 32, "parent_mask_id": of_image[0]["mask_id"]}
+    of_image[0]["replaced_by"] = mended["mask_id"]
+    [image] = store.query(f"FROM images WHERE image_id = '{mended['image_id']}'").to_pylist()
+    append = store.append
+
+    def mend_before(table: str, rows: list[dict[str, Any]]) -> None:
+        """Another process commits what it mended of the image."""
+        if rows:
+            monkeypatch.setattr(store, "append", append)
+            images, tables = tables_of([{**image, "attempt": None, "n_masks": 5}])
+            masks = pa.Table.from_pylist([*of_image, mended], schema=tables["masks"].schema)
+            store.commit_shard(MODEL, images, {"masks": masks})
+        append(table, rows)
+
+    monkeypatch.setattr(store, "append", mend_before)
+    report = push_masks(store, side.queue, 20, acquisition=AcquisitionSettings(random_share=0))
+    asked = {region["id"] for task in side.tasks() for region in shown(task)}
+    held = {row["mask_id"] for of in pool.values() for row in of if row["replaced_by"] is None}
+    assert (asked, len(held)) == (held, 19)
+    assert (report.masks, report.waiting) == (19, 19)
+    planned = store.query("SELECT unnest(mask_ids) AS mask_id FROM reviews").to_pylist()
+    assert {row["mask_id"] for row in planned} == held, "nobody is waited for"
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,11 @@ from engine.triage.decisions import DECISIONS, decide_masks
 from engine.triage.duplicates import settle_duplicates
 from engine.triage.evidence import read_evidence
 from engine.triage.mending import find_pending
-from engine.triage.triage import count_unscored, triage_masks
+from engine.triage.triage import count_undecided, count_unscored, triage_masks
 from schemas.errors import ConfigError
 from schemas.settings import TriageSettings
 
+NEXT = "nano@ffffffffffff"
 SETTINGS = TriageSettings()
 NOBODY = Evidence(*(np.zeros(0) for _ in range(5)), promised={}, gained={}, machine_s={})
 COSTS = learn_costs(NOBODY, SETTINGS)
@@ -225,7 +226,8 @@ def test_a_triage_that_is_killed_leaves_every_decision_as_it_was(
 
 
 def test_answered_masks_are_left_out_and_skipped_ones_are_not(store: Store) -> None:
-    rows = commit_scored(store, [[{"predicted_iou": 0.6, "model_gap": 0.3}] * 4])[0]
+    unsure = {"predicted_iou": 0.6, "model_gap": 0.3}
+    rows = commit_scored(store, [[{**unsure, "rle": box_rle(x, x + 9)} for x in range(0, 40, 10)]])[0]
     triage_masks(store, MODEL, COSTS)
     assert find_pending(store, MODEL, REMEDIES)
     verdicts = ("correct", "skipped", "withdrawn", "deleted")
@@ -236,6 +238,28 @@ def test_answered_masks_are_left_out_and_skipped_ones_are_not(store: Store) -> N
     triage_masks(store, MODEL, COSTS)
     assert decisions_of(store), "nothing newer is decided of this image"
     assert not find_pending(store, MODEL, REMEDIES), "but nobody mends what people have answered for"
+
+
+def test_what_people_answered_of_one_version_is_neither_accepted_nor_mended_nor_asked_of_the_next(
+    store: Store,
+) -> None:
+    found = [(0, 10), (20, 30), (40, 50)]
+    old = commit_scored(store, [[{"rle": box_rle(*of)} for of in found]])[0]
+    new = {"predicted_iou": 0.6, "model_gap": 0.3}
+    again = [{**new, "mask_id": f"new-{x0}", "rle": box_rle(x0, x1 - 1)} for x0, x1 in found]
+    commit_scored(store, [again], model=NEXT)
+    assert find_pending(store, NEXT, REMEDIES) == []
+    triage_masks(store, NEXT, COSTS)
+    assert find_pending(store, NEXT, REMEDIES)
+    verdicts = ("no object", "skipped", "correct")
+    store.append("labels", [label_row(row, verdict) for row, verdict in zip(old, verdicts, strict=True)])
+    totals = triage_masks(store, NEXT, COSTS)
+    assert sum(of.masks for of in totals) == 1
+    assert set(decisions_of(store)) == {"new-20"}
+    assert count_undecided(store, NEXT) == 0, "a round does not wait for the others"
+    everything = box_rle(15, 35)  # they drew more than they were shown
+    store.append("labels", [label_row(old[1], "fixed", annotation_id="2", rle=everything)])
+    assert find_pending(store, NEXT, REMEDIES) == [], "what they were shown counts, too"
 
 
 def test_masks_that_wait_for_people_are_not_mended(store: Store) -> None:

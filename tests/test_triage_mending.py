@@ -426,8 +426,8 @@ def test_readers_see_only_masks_that_hold(
         captions.extend(" ".join(cell.caption) for cell in cells)
         return draw_contact_sheet(cells, **about)
 
-    monkeypatch.setattr("engine.report.contact_sheet.draw_masks", draw_counted)
-    monkeypatch.setattr("engine.report.contact_sheet.draw_contact_sheet", lay_out)
+    monkeypatch.setattr("engine.report.stored_sheet.draw_masks", draw_counted)
+    monkeypatch.setattr("engine.report.stored_sheet.draw_contact_sheet", lay_out)
     draw_sheet(store, tmp_path / "sheet.png")
     assert sum(drawn) == len(holding)
     assert all(f"{count} masks" in caption for count, caption in zip(drawn, captions, strict=True))

@@ -25,11 +25,12 @@ def box_rle(x0: int, x1: int) -> str:
 
 
 def commit_scored(
-    store: Store, changes: Sequence[Sequence[dict[str, Any]]], *, drop: Sequence[str] = ()
+    store: Store, changes: Sequence[Sequence[dict[str, Any]]], *, model: str = MODEL, drop: Sequence[str] = ()
 ) -> list[list[dict[str, Any]]]:
     """One image for each list, one mask for each dict in it; returns the rows.
 
     Args:
+        model: whose masks.
         drop: columns that the files do not have, as those of an older version.
     """
     images = [image_row(f"file:///pool/{place}.jpg", n_masks=len(of)) for place, of in enumerate(changes)]
@@ -42,7 +43,7 @@ def commit_scored(
     fields = [f for f in MASKS if f.name not in ("model", "attempt", *drop)]
     flat = [{k: v for k, v in row.items() if k not in drop} for of in rows for row in of]
     masks = pa.Table.from_pylist(flat, schema=pa.schema(fields))
-    store.commit_shard(MODEL, tables_of(images)[0], {"masks": masks})
+    store.commit_shard(model, tables_of(images)[0], {"masks": masks})
     return rows
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from engine.learn.answers import is_kept_out
 from engine.learn.data import LabelledImage
 from engine.learn.embedded import shrink_masks
 from engine.learn.image_loaders import FileLoader, PoolLoader
@@ -18,7 +19,7 @@ from engine.masks.map_crop import MapCrop
 from engine.masks.rle import decode_rle
 from engine.models.segmenter import Segmenter
 from engine.store.connection import quote_sql
-from engine.store.people import ANSWERED
+from engine.store.people import ANSWERED, find_answered
 from schemas.errors import ConfigError
 from schemas.records import TASKS
 
@@ -29,18 +30,20 @@ if TYPE_CHECKING:
 # A mask of fewer cells of the grid has no shape that could be learnt.
 _LEAST_CELLS = 4
 
-# Masks that may teach: those that triage accepts, of which people have not said anything.
+# Masks that may teach: those that triage accepts, of whose object people have not said anything.
 _MASKS = f"""
     SELECT m.* FROM masks m
     LEFT JOIN (SELECT image_id, mask_id, decision FROM decisions WHERE model = $model) d USING (image_id, mask_id)
     WHERE m.model = $model AND m.uncertainty <= $most_uncertain AND m.replaced_by IS NULL
       AND coalesce(d.decision = 'accept', true) AND m.mask_id NOT IN ({ANSWERED})
+      AND m.mask_id NOT IN (SELECT unnest($answered::VARCHAR[]))
 """
+_SAID = "SELECT DISTINCT image_id FROM labels WHERE verdict NOT IN ('withdrawn', 'skipped')"
 # Drawn before any mask is read: those of a whole pool would fill the memory.
 _DRAWN = f"""
     WITH own AS (
         SELECT image_id, list(DISTINCT [uri, fingerprint] ORDER BY [uri, fingerprint]) AS copies, list(DISTINCT attempt) AS attempts,
-               image_id IN (SELECT image_id FROM labels WHERE verdict NOT IN ('withdrawn', 'skipped')) AS answered,
+               image_id IN ({_SAID}) AS answered,
                md5(image_id || $seed) AS place
         FROM images WHERE model = $model AND error_kind IS NULL AND image_id NOT IN (SELECT unnest($left_out::VARCHAR[]))
         GROUP BY image_id),
@@ -140,8 +143,9 @@ def pseudo_labelled_images(
 ) -> list[TrainingImage]:
     """A store's images with a model's own masks and their maps.
 
-    Of masks that triage has decided on, those that it accepts; what people have answered for is their word. An image
-    of which no mask is left is there without any, to be answered as before, unless people have said something of it.
+    Of masks that triage has decided on, those that it accepts; objects that people have answered for, whichever model's masks they
+    were shown, are their word. An image of which no mask is left is there without any, to be answered as before, unless people have
+    said something of it. Images whose answers are kept out (`is_kept_out`) are not there.
 
     Args:
         model: `name@version` that made the masks.
@@ -155,14 +159,13 @@ def pseudo_labelled_images(
     Raises:
         ConfigError: the store holds no such masks, they have no maps, or a file of `labelled` cannot be read.
     """
-    asked = {"model": model, "most_uncertain": most_uncertain}
-    draw = {
-        "left_out": sorted({image.load.image_id for image in labelled if isinstance(image.load, FileLoader)}),
-        "seed": str(seed),
-        "images": images,
-    }
+    files = {image.load.image_id for image in labelled if isinstance(image.load, FileLoader)}
 
     def read(snapshot: Snapshot) -> tuple[list[dict[str, Any]], list[dict[str, Any]], bool]:
+        judged = {row["image_id"] for row in snapshot.rows(_SAID, {}) if is_kept_out(row["image_id"])}
+        answered = sorted(find_answered(snapshot, model))
+        asked = {"model": model, "most_uncertain": most_uncertain, "answered": answered}
+        draw = {"left_out": sorted(files | judged), "seed": str(seed), "images": images}
         drawn = snapshot.rows(_DRAWN, asked | draw)
         attempts = sorted({attempt for row in drawn for attempt in row["attempts"]})
         sql = _PSEUDO_LABELS.format(attempts=", ".join(map(quote_sql, attempts)) or "NULL")

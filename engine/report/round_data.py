@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.pool.address import last_name, redact
 from engine.report.round_scope import RoundScope
-from engine.store.people import ANSWERED, JUDGED, WAITING
+from engine.store.people import ANSWERED, JUDGED, WAITING, find_answered
 
 if TYPE_CHECKING:
     from engine.store.snapshot import Snapshot
@@ -49,7 +49,7 @@ _SCORES = """
                 WHEN d.decision = 'people' OR w.mask_id IS NOT NULL THEN 'people' ELSE 'others' END AS of, count(*) AS masks, {histograms}
     FROM (FROM masks WHERE model = $model AND replaced_by IS NULL) m
     LEFT JOIN (FROM decisions WHERE model = $model) d USING (mask_id)
-    LEFT JOIN (SELECT DISTINCT mask_id FROM ({answered})) a USING (mask_id)
+    LEFT JOIN (SELECT mask_id FROM ({answered}) UNION SELECT unnest($answered::VARCHAR[])) a USING (mask_id)
     LEFT JOIN (SELECT DISTINCT mask_id FROM ({waiting})) w USING (mask_id)
     GROUP BY of
 """
@@ -188,7 +188,8 @@ def _read_scores(snapshot: Snapshot, model: str) -> tuple[dict[str, int], list[S
         for column, (steps, low, high) in _BINNED.items()
     )
     sql = _SCORES.format(histograms=histograms, answered=ANSWERED, waiting=WAITING)
-    rows = {row["of"]: row for row in snapshot.rows(sql, {"model": model})}
+    asked = {"model": model, "answered": sorted(find_answered(snapshot, model))}
+    rows = {row["of"]: row for row in snapshot.rows(sql, asked)}
     scores = []
     for column, (steps, low, high) in _BINNED.items():
         found = {of: dict(rows[of][column] or ()) for of in GROUPS if of in rows}

@@ -1,4 +1,4 @@
-"""What people are asked: one item an image, with up to thirty of its masks, and why the model is unsure of them."""
+"""What people are asked: items of one image each, with up to thirty of its masks, and why the model is unsure of them."""
 
 from __future__ import annotations
 
@@ -96,14 +96,15 @@ def group_masks(
 ) -> list[tuple[list[Mapping[str, Any]], float]]:
     """Masks as they go into items of one image each, and each item's priority.
 
-    An item's priority is its highest uncertainty. What was drawn from the accepted masks is in items of its own, which come between the
-    others evenly and in the order of the draw: whatever share of a queue is answered, its drawn masks are a random sample.
+    An item's priority is its highest uncertainty. Each mask that was drawn from the accepted ones is an item of its own; these come between
+    the others evenly and in the order of the draw: whatever share of a queue is answered, its drawn masks are a random sample. Two in one item would
+    not be: masks of crowded images would be answered before their turn.
 
     Args:
         rows: with `image_id`, `uncertainty` and `chosen_by`, in the order in which they were chosen.
         most: masks of an item.
     """
-    drawn = _by_image([row for row in rows if row["chosen_by"] == FROM_ACCEPTED], most)
+    drawn = [[row] for row in rows if row["chosen_by"] == FROM_ACCEPTED]
     unsure = [row for row in rows if row["chosen_by"] != FROM_ACCEPTED]
     others = _by_image(sorted(unsure, key=lambda row: (-row["uncertainty"], row["mask_id"])), most)
     priority_O = sorted((of[0]["uncertainty"] for of in others), reverse=True) or [1.0, 0.0]

@@ -38,7 +38,7 @@ def plan_item(queue: str, model: str, masks: Sequence[Mapping[str, Any]], priori
 
 
 def shrink_plan(row: Mapping[str, Any], item: ReviewItem | None) -> dict[str, Any]:
-    """The row of an item some of whose masks are gone: nobody can answer for a mask that is not shown.
+    """The row of an item some of whose masks are gone, or were mended since: nobody can answer for a mask that is not shown.
 
     Args:
         item: with those that are left; None closes it.

@@ -25,6 +25,7 @@ from schemas.settings import AcquisitionSettings
 
 if TYPE_CHECKING:
     from engine.store import Store
+    from engine.store.snapshot import Snapshot
 
 _RENEWED_AT_ONCE = 50
 
@@ -39,7 +40,7 @@ class PushReport:
         masks, items: newly sent, or sent again because somebody had deleted their tasks.
         waiting: masks that people have not answered, with these.
         renewed: unanswered items that show masks of a newer model now.
-        closed: items that are asked no more, because none of their masks is in the store any more.
+        closed: items that are asked no more, because none of their masks holds any more.
         left_out: items that could not be shown, and are tried again by the next push: name of the image, and why.
     """
 
@@ -125,12 +126,16 @@ def _choose(
     store: Store, queue: str, model: str, room: int, acquisition: AcquisitionSettings
 ) -> list[dict[str, Any]]:
     """Masks to ask about in the order in which they were chosen, each with who chose it."""
-    free = read_free_masks(store, queue, model)
-    asked_MC = read_embeddings(store, model, free.asked_ids) if free.candidates.embed else None
-    chosen = select_masks(
-        free.candidates, room, acquisition, asked_MC, asked=free.n_asked, drawn=free.n_drawn
-    )
-    return [{**_candidate(free, i), "chosen_by": chosen_by} for i, chosen_by in chosen]
+
+    def choose(snapshot: Snapshot) -> list[dict[str, Any]]:
+        free = read_free_masks(snapshot, queue, model)
+        asked_MC = read_embeddings(snapshot, model, free.asked_ids) if free.candidates.embed else None
+        chosen = select_masks(
+            free.candidates, room, acquisition, asked_MC, asked=free.n_asked, drawn=free.n_drawn
+        )
+        return [{**_candidate(free, i), "chosen_by": chosen_by} for i, chosen_by in chosen]
+
+    return store.read(choose)
 
 
 def _candidate(free: FreeMasks, i: int) -> dict[str, Any]:
@@ -202,9 +207,8 @@ def _renew(
     if not old:
         return
     free: dict[str, list[str]] = {}
-    of_images = read_free_masks(
-        store, queue.name, model, sorted({row["image_id"] for row in old.values()})
-    ).candidates
+    images = sorted({row["image_id"] for row in old.values()})
+    of_images = store.read(lambda snapshot: read_free_masks(snapshot, queue.name, model, images)).candidates
     for i in np.argsort(-of_images.uncertainty_N, kind="stable").tolist():
         if of_images.people_N[i]:
             free.setdefault(of_images.image_ids[i], []).append(of_images.mask_ids[i])

@@ -20,7 +20,7 @@ _OPEN = f"""
 _MASKS = f"""
     SELECT m.mask_id, m.image_id, m.rle, m.uncertainty, m.model_gap, m.prompt_gap, m.task_gap, m.height, m.width,
            p.x0, p.y0, p.x1, p.y1, p.rows, p.columns, p.values, i.copies
-    FROM (SELECT * FROM masks WHERE model = $model AND list_contains($mask_ids, mask_id)) m
+    FROM (SELECT * FROM masks WHERE model = $model AND replaced_by IS NULL AND list_contains($mask_ids, mask_id)) m
     JOIN (SELECT image_id, {COPIES} AS copies FROM images WHERE model = $model GROUP BY image_id) i USING (image_id)
     LEFT JOIN (SELECT * FROM maps WHERE model = $model AND list_contains($mask_ids, mask_id)) p USING (mask_id, image_id)
 """
@@ -40,7 +40,7 @@ def answered_keys(store: Store, queue: str) -> frozenset[str]:
 def load_items(
     store: Store, model: str, groups: Iterable[tuple[str, Sequence[str], float | None]]
 ) -> list[ReviewItem]:
-    """Items with everything that people are shown, in the order given; those whose masks are gone are left out.
+    """Items with everything that people are shown, in the order given; those whose masks are gone, or were mended since, are left out.
 
     Args:
         model: that made the masks.

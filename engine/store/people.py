@@ -20,6 +20,19 @@ WAITING = """
 no longer holds."""
 SAME_OBJECT = 0.5
 """IoU above which two masks are of one object: that of an answer and a model's, or those that two people drew."""
+_SAID = (
+    "SELECT image_id, mask_id, rle, height, width FROM labels WHERE verdict NOT IN ('withdrawn', 'skipped')"
+)
+# What people made of a mask, and what they were shown: to draw that again, after they took it away or mended it, is to ask again.
+_SHAPES = f"""
+    SELECT image_id, rle, height, width FROM ({_SAID}) WHERE rle IS NOT NULL
+    UNION SELECT image_id, rle, height, width FROM masks WHERE mask_id IN (SELECT mask_id FROM ({_SAID}))
+"""
+_BESIDE = f"""
+    SELECT mask_id, image_id, rle, height, width FROM masks
+    WHERE model = $model AND replaced_by IS NULL AND image_id IN (SELECT image_id FROM ({_SAID}))
+"""
+_AT_ONCE = 10_240
 # The best agreed first: of several answers to a mask that was shown only that one is seen.
 _COUNTING = """
     SELECT label_id, queue, task_id, annotation_id, image_id, mask_id, rle, height, width, area, task
@@ -45,6 +58,20 @@ def read_counting(snapshot: Snapshot) -> list[dict[str, Any]]:
     again = {label_id for of in drawn.values() if len(of) > 1 for label_id in _find_drawn_again(of)}
     counting = [row for row in rows if row["label_id"] not in again]
     return sorted(counting, key=lambda row: (row["image_id"], row["label_id"]))
+
+
+def find_answered(snapshot: Snapshot, model: str) -> set[str]:
+    """Masks of a model that hold and show an object that people have answered for, whichever model's mask they were shown: the IoU with
+    that, or with what they made of it, is above `SAME_OBJECT`. Skipped and withdrawn answers are none.
+
+    Args:
+        model: name@version.
+    """
+    shapes = group_shapes(snapshot.rows(_SHAPES, {}))
+    if not shapes:
+        return set()
+    beside = snapshot.con.sql(_BESIDE, params={"model": model}).to_arrow_reader(_AT_ONCE)
+    return {row["mask_id"] for batch in beside for row in batch.to_pylist() if is_same_object(row, shapes)}
 
 
 def group_shapes(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int, int], list[str]]:

@@ -49,8 +49,8 @@ class AcceptError:
 def estimate_accept_error(store: Store, model: str, good_iou: float) -> AcceptError:
     """The share of a model's accepted masks that is wrong, from the random share of what people were asked.
 
-    It is of those that nobody was asked about and that show no object that people had answered for (IoU above a half with the
-    answer, whichever model's mask they were shown): an answer says more of such an object than a draw, and nobody is asked about
+    It is of those that nobody was asked about and that show no object that people had answered for (IoU above a half with what
+    they were shown or made of it, whichever model's mask it was): an answer says more of such an object than a draw, and nobody is asked about
     it again. Of these it is unbiased, because every one that was accepted when it was drawn was as likely to be drawn, whatever
     its score, image or likeness to others, and the strategies never choose among the accepted ones. It is of the masks as they were accepted at
     the time of each draw: a draw under other thresholds tells of those. Drawn masks are asked about in the order of the draw, between

@@ -6,24 +6,19 @@ Shape suffixes: N candidates, S those of a shortlist, M masks asked about before
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
-from collections.abc import Iterator
+from collections import Counter
 from itertools import compress
 
 import numpy as np
 
 from engine.triage.candidates import Candidates
+from engine.triage.shortlists import read_shortlists
 from engine.triage.strategies import DIVERSE, draw_numbers, score_candidates, spread_choice
 from schemas.errors import ConfigError
 from schemas.settings import AcquisitionSettings
 
 FROM_ACCEPTED, FROM_ALL = "random", "random of all"
 """What `chosen_by` says of the random share: drawn from the accepted masks, or, where nothing was triaged, from all."""
-_SHORTLIST = 10
-"""Candidates that a strategy compares for each mask of the budget. The most uncertain come into question, and of these
-the diverse ones are asked about (as Zhdanov, "Diverse mini-batch active learning", 2019, filters first): with all of a
-million masks the farthest would be freaks, and comparing would take time that grows with the pool."""
-_LEAST_SHORTLIST = 1000
 _CATCH_UP = 2
 """Times its share that the random draw takes of one push, at most, where earlier ones drew too few."""
 
@@ -70,7 +65,7 @@ def select_masks(
     if choice.room and len(people):
         score_N = score_candidates(candidates, settings.strategy, settings.seed)
         order = people[np.argsort(-score_N[people], kind="stable")]
-        _fill(choice, order, settings, asked_MC)
+        _fill(choice, order, settings)
     return choice.made
 
 
@@ -95,7 +90,7 @@ class _Choice:
         self._similarity = settings.duplicate_similarity
         self._asked_MC = asked_MC
         self._chosen_BC: np.ndarray | None = None  # embeddings of those that the strategy chose
-        self._n_chosen = 0
+        self._compared: list[int] = []  # whose these are
 
     @property
     def room(self) -> int:
@@ -120,34 +115,47 @@ class _Choice:
         if embedding_C is not None:
             if self._chosen_BC is None:
                 self._chosen_BC = np.empty((self.budget, len(embedding_C)), np.float32)
-            self._chosen_BC[self._n_chosen] = embedding_C
-            self._n_chosen += 1
+            self._chosen_BC[len(self._compared)] = embedding_C
+            self._compared.append(i)
 
     def is_near(self, embedding_C: np.ndarray) -> bool:
         """Whether people are asked about one that is nearly the same."""
-        parts = [self._asked_MC, None if self._chosen_BC is None else self._chosen_BC[: self._n_chosen]]
-        return any(
-            part is not None and len(part) > 0 and float((part @ embedding_C).max()) >= self._similarity
-            for part in parts
-        )
+        return any(float((part @ embedding_C).max()) >= self._similarity for part in self._parts)
+
+    def covered(self) -> np.ndarray | None:
+        """covered_MC: embeddings of what people were asked about before, and of what the strategy chose by now."""
+        return np.concatenate(self._parts) if self._parts else None
+
+    def chosen_scaled(self) -> np.ndarray | None:
+        """covered_MC: embeddings of what the strategy chose by now, scaled by the uncertainty."""
+        chosen_MC = self._chosen_MC
+        return None if chosen_MC is None else chosen_MC * self.candidates.uncertainty_N[self._compared, None]
+
+    @property
+    def _chosen_MC(self) -> np.ndarray | None:
+        return None if self._chosen_BC is None else self._chosen_BC[: len(self._compared)]
+
+    @property
+    def _parts(self) -> list[np.ndarray]:
+        return [part for part in (self._asked_MC, self._chosen_MC) if part is not None and part.size]
 
 
-def _fill(
-    choice: _Choice, order: np.ndarray, settings: AcquisitionSettings, asked_MC: np.ndarray | None
-) -> None:
+def _fill(choice: _Choice, order: np.ndarray, settings: AcquisitionSettings) -> None:
     """Let the strategy choose until the budget is spent or nobody is left."""
-    embed, strategy = choice.candidates.embed, settings.strategy
+    strategy = settings.strategy
     chosen_by = "random strategy" if strategy == "random" else strategy
     rng = np.random.default_rng(settings.seed) if strategy == "badge" else None
-    for shortlist in _shortlists(choice, order, trim=strategy in DIVERSE):
-        embedding_SC = None if embed is None else embed(np.array(shortlist))
+    shortlists = read_shortlists(
+        choice.candidates, order, choice.budget, choice.room_of, trim=strategy in DIVERSE
+    )
+    for shortlist, embedding_SC in shortlists:
         if strategy in DIVERSE:
             _check_embedded(embedding_SC, strategy)
 
         def admit(
             place: int, among: list[int] = shortlist, embedding_SC: np.ndarray | None = embedding_SC
         ) -> bool:
-            embedding_C = None if embedding_SC is None else embedding_SC[place]
+            embedding_C = embedding_SC[place] if embedding_SC is not None and embedding_SC.size else None
             if min(choice.room_of(among[place])) <= 0:
                 return False
             if embedding_C is not None and choice.is_near(embedding_C):
@@ -160,48 +168,14 @@ def _fill(
                 if choice.room:
                     admit(place)
         elif strategy == "coreset":
-            spread_choice(embedding_SC, choice.room, admit, covered_MC=asked_MC)
+            spread_choice(embedding_SC, choice.room, admit, covered_MC=choice.covered())
         else:
             scale_S1 = choice.candidates.uncertainty_N[shortlist, None]
-            spread_choice(embedding_SC * scale_S1, choice.room, admit, rng=rng)
+            spread_choice(
+                embedding_SC * scale_S1, choice.room, admit, covered_MC=choice.chosen_scaled(), rng=rng
+            )
         if not choice.room:
             return
-
-
-def _shortlists(choice: _Choice, order: np.ndarray, *, trim: bool) -> Iterator[list[int]]:
-    """The candidates in their order, some at a time; those whose image or stratum is full are passed over.
-
-    Args:
-        trim: let no image and no stratum fill a shortlist that it cannot fill the budget of; its other masks wait.
-    """
-    size = max(_SHORTLIST * choice.budget, _LEAST_SHORTLIST)
-    each = size // choice.budget
-    image_ids, strata = choice.candidates.image_ids, choice.candidates.strata
-    coming = map(int, order)  # a list of them all would take more than all else
-    waiting: deque[int] = deque()
-    while True:
-        taken: list[int] = []
-        later: list[int] = []
-        images: Counter[str] = Counter()
-        in_stratum: Counter[str] = Counter()
-        while len(taken) < size:
-            i = waiting.popleft() if waiting else next(coming, None)
-            if i is None:
-                break
-            of_image, of_stratum = choice.room_of(i)
-            if of_image <= 0 or of_stratum <= 0:
-                continue
-            image, stratum = image_ids[i], strata[i]
-            if trim and (images[image] >= of_image or in_stratum[stratum] >= each * of_stratum):
-                later.append(i)
-                continue
-            images[image] += 1
-            in_stratum[stratum] += 1
-            taken.append(i)
-        waiting.extendleft(reversed(later))
-        if not taken:
-            return
-        yield taken
 
 
 def _check_embedded(embedding_SC: np.ndarray | None, strategy: str) -> None:

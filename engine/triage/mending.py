@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from engine.pool import reread_copy
-from engine.store.people import ANSWERED, WAITING
+from engine.store.people import ANSWERED, WAITING, find_answered
 from engine.triage.duplicates import settle_duplicates
 from engine.triage.repair import Mender
 from engine.triage.shard import MaskShard
@@ -21,6 +21,7 @@ from schemas.errors import ImageError
 
 if TYPE_CHECKING:
     from engine.store import Store
+    from engine.store.snapshot import Snapshot
 
 # In the order in which they lie in the store, so that a shard is found in few files.
 _PENDING = f"""
@@ -30,6 +31,7 @@ _PENDING = f"""
     ANTI JOIN (SELECT parent_mask_id AS mask_id, repair AS decision FROM masks
                WHERE model = $model AND parent_mask_id IS NOT NULL) c USING (mask_id, decision)
     WHERE m.model = $model AND m.replaced_by IS NULL AND m.mask_id NOT IN ({ANSWERED}) AND m.mask_id NOT IN ({WAITING})
+        AND m.mask_id NOT IN (SELECT unnest($answered::VARCHAR[]))
     GROUP BY m.image_id ORDER BY min(m.attempt), m.image_id
 """
 
@@ -67,8 +69,16 @@ def find_pending(store: Store, model: str, remedies: Sequence[str]) -> list[str]
         model: whose masks, name@version.
         remedies: those that can be had, of `engine.triage.decisions.REMEDIES`.
     """
-    parameters = {"model": model, "remedies": list(remedies)}
-    return [row["image_id"] for row in store.read(lambda snapshot: snapshot.rows(_PENDING, parameters))]
+
+    def read(snapshot: Snapshot) -> list[str]:
+        asked = {
+            "model": model,
+            "remedies": list(remedies),
+            "answered": sorted(find_answered(snapshot, model)),
+        }
+        return [row["image_id"] for row in snapshot.rows(_PENDING, asked)]
+
+    return store.read(read)
 
 
 def mend_images(reader: ShardReader, image_ids: Sequence[str], menders: Mapping[str, Mender]) -> RepairReport:

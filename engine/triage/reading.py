@@ -5,7 +5,7 @@ Shape suffixes: N candidates, M masks, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engine.generate.pooling import unpack_embeddings
-from engine.store.people import group_shapes, is_same_object
+from engine.store.people import ANSWERED, find_answered
 from engine.triage.acquisition import FROM_ACCEPTED, FROM_ALL
 from engine.triage.candidates import Candidates, Texts
 from schemas.errors import ConfigError
@@ -21,14 +21,12 @@ from schemas.errors import ConfigError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from engine.store import Store
     from engine.store.snapshot import Snapshot
 
-_ANSWERS = "SELECT * FROM labels WHERE verdict NOT IN ('withdrawn', 'skipped')"
 # What was asked about in this queue, or answered in any.
 _ASKED = f"""
     SELECT unnest(mask_ids) AS mask_id FROM reviews WHERE queue = $queue
-    UNION SELECT mask_id FROM ({_ANSWERS}) WHERE mask_id IS NOT NULL
+    UNION {ANSWERED}
 """
 # Numbered, so that a mask bears four bytes instead of two texts.
 _NUMBER_IMAGES = """
@@ -46,16 +44,6 @@ _FREE = f"""
     ORDER BY mask_id
 """
 _ASKED_OF_MODEL = f"SELECT mask_id FROM masks WHERE model = $model AND mask_id IN ({_ASKED}) ORDER BY mask_id"
-# A mask that people took away holds no run lengths of its own: the one that was shown stands for it.
-_ANSWERED = f"""
-    SELECT l.image_id, coalesce(l.rle, m.rle) AS rle, l.height, l.width FROM ({_ANSWERS}) l
-    LEFT JOIN (SELECT DISTINCT ON (mask_id) mask_id, rle FROM masks WHERE mask_id IN (SELECT mask_id FROM labels)) m USING (mask_id)
-    WHERE coalesce(l.rle, m.rle) IS NOT NULL
-"""
-_BESIDE_ANSWERED = f"""
-    SELECT mask_id, image_id, rle, height, width FROM masks
-    WHERE model = $model AND replaced_by IS NULL AND image_id IN (SELECT image_id FROM ({_ANSWERS}))
-"""
 _THERE = """
     SELECT EXISTS (FROM decisions WHERE model = $model) AS decisions, EXISTS (FROM embeddings WHERE model = $model) AS embeddings
 """
@@ -63,8 +51,11 @@ _COUNTS = """
     SELECT count(*) AS asked, count(*) FILTER (chosen_by IN ($accepted, $every)) AS drawn
     FROM (SELECT unnest(mask_ids), unnest(chosen_by) AS chosen_by FROM reviews WHERE queue = $queue AND model = $model)
 """
-# A mask that was made to mend another shows the same object, and has that one's embedding where it has none.
 _EMBEDDINGS = """
+    SELECT mask_id AS wanted, values FROM embeddings WHERE model = $model AND mask_id IN (SELECT unnest($mask_ids::VARCHAR[]))
+"""
+# A mask that was made to mend another shows the same object, and has that one's embedding where it has none.
+_OF_PARENTS = """
     WITH RECURSIVE source AS (
         SELECT mask_id AS wanted, mask_id, parent_mask_id FROM masks
         WHERE model = $model AND mask_id IN (SELECT unnest($mask_ids::VARCHAR[]))
@@ -94,14 +85,17 @@ class FreeMasks:
     n_drawn: int
 
 
-def read_free_masks(store: Store, queue: str, model: str, images: Sequence[str] | None = None) -> FreeMasks:
+def read_free_masks(
+    snapshot: Snapshot, queue: str, model: str, images: Sequence[str] | None = None
+) -> FreeMasks:
     """Masks of a model that people may be asked about.
 
     Free is what holds (was not replaced by a mended one), is in no item of this queue, was not answered in any, and is not
-    of an object that people have answered for (IoU above a half, whichever model's mask they were shown). Where masks of
+    of an object that people have answered for (see `find_answered`). Where masks of
     the model were triaged, people are for those whose newest decision says so. The folder of an image is its stratum.
 
     Args:
+        snapshot: of the store; it is read on for embeddings while masks are chosen.
         queue: its name.
         model: that made them, name@version.
         images: only of these image_ids; None for all.
@@ -111,20 +105,13 @@ def read_free_masks(store: Store, queue: str, model: str, images: Sequence[str] 
 
     asked: dict[str, Any] = {"model": model, "queue": queue}
     of = {**asked, "every": images is None, "images": list(images or [])}
-
-    def read(snapshot: Snapshot) -> tuple[pa.Table, pa.Table, set[str], list[str], Mapping[str, Any]]:
-        snapshot.con.execute(_NUMBER_IMAGES, {"model": model})
-        of_images = snapshot.con.sql("FROM numbered_images ORDER BY place").to_arrow_table()
-        table = snapshot.con.sql(_FREE, params=of).to_arrow_table()
-        answered = group_shapes(snapshot.rows(_ANSWERED, {}))
-        beside = snapshot.rows(_BESIDE_ANSWERED, {"model": model}) if answered else []
-        known = {row["mask_id"] for row in beside if is_same_object(row, answered)}
-        sent = [row["mask_id"] for row in snapshot.rows(_ASKED_OF_MODEL, asked)]
-        [counts] = snapshot.rows(_COUNTS, {**asked, "accepted": FROM_ACCEPTED, "every": FROM_ALL})
-        [there] = snapshot.rows(_THERE, {"model": model})
-        return table, of_images, known, sent, counts | there
-
-    table, of_images, known, sent, about = store.read(read)
+    snapshot.con.execute(_NUMBER_IMAGES, {"model": model})
+    of_images = snapshot.con.sql("FROM numbered_images ORDER BY place").to_arrow_table()
+    table = snapshot.con.sql(_FREE, params=of).to_arrow_table()
+    known = find_answered(snapshot, model)
+    sent = [row["mask_id"] for row in snapshot.rows(_ASKED_OF_MODEL, asked)]
+    [counts] = snapshot.rows(_COUNTS, {**asked, "accepted": FROM_ACCEPTED, "every": FROM_ALL})
+    [there] = snapshot.rows(_THERE, {"model": model})
     if known:
         table = table.filter(pc.invert(pc.is_in(table["mask_id"], pa.array(sorted(known)))))
     mask_ids = Texts(table["mask_id"])
@@ -136,34 +123,43 @@ def read_free_masks(store: Store, queue: str, model: str, images: Sequence[str] 
         _floats(table["uncertainty"]),
         _floats(table["entropy"]),
         _floats(table["map_mean"]),
-        table["people"].to_numpy() if about["decisions"] else every_N,
-        table["accepted"].to_numpy() if about["decisions"] else every_N,
-        partial(_embed, store, model, mask_ids) if about["embeddings"] else None,
+        table["people"].to_numpy() if there["decisions"] else every_N,
+        table["accepted"].to_numpy() if there["decisions"] else every_N,
+        partial(_embed, snapshot, model, mask_ids) if there["embeddings"] else None,
     )
     size_N2 = np.stack([table["height"].to_numpy(), table["width"].to_numpy()], 1)
-    return FreeMasks(candidates, size_N2, sorted({*sent, *known}), about["asked"], about["drawn"])
+    return FreeMasks(candidates, size_N2, sorted({*sent, *known}), counts["asked"], counts["drawn"])
 
 
-def read_embeddings(store: Store, model: str, mask_ids: Sequence[str]) -> np.ndarray:
+def read_embeddings(snapshot: Snapshot, model: str, mask_ids: Sequence[str]) -> np.ndarray:
     """embedding_MC of masks of a model, float32, of length 1; zeros for those that have none.
 
     Raises:
         ConfigError: embeddings of one model differ in length.
     """
-    asked = {"model": model, "mask_ids": list(mask_ids)}
-    found = store.read(lambda snapshot: snapshot.con.sql(_EMBEDDINGS, params=asked).to_arrow_table())
-    values = found["values"].to_pylist()
+    wanted, values = _find_embeddings(snapshot, _EMBEDDINGS, model, mask_ids)
+    there = set(wanted)
+    if lacking := [name for name in mask_ids if name not in there]:
+        of_parents = _find_embeddings(snapshot, _OF_PARENTS, model, lacking)
+        wanted, values = wanted + of_parents[0], values + of_parents[1]
     if len({len(of) for of in values}) > 1:
         raise ConfigError(f"Embeddings of {model} are of several lengths: something else wrote to the store.")
-    place = {name: i for i, name in enumerate(found["wanted"].to_pylist())}
+    place = {name: i for i, name in enumerate(wanted)}
     channels = len(values[0]) if values else 0
     values_MC = np.zeros((len(values) + 1, channels), np.int8)  # the last stands for none
     values_MC[: len(values)] = np.frombuffer(b"".join(values), np.int8).reshape(len(values), channels)
     return unpack_embeddings(values_MC[[place.get(name, len(values)) for name in mask_ids]])
 
 
-def _embed(store: Store, model: str, mask_ids: Sequence[str], positions: np.ndarray) -> np.ndarray:
-    return read_embeddings(store, model, [mask_ids[i] for i in positions.tolist()])
+def _find_embeddings(
+    snapshot: Snapshot, sql: str, model: str, mask_ids: Sequence[str]
+) -> tuple[list[str], list[bytes]]:
+    found = snapshot.con.sql(sql, params={"model": model, "mask_ids": list(mask_ids)}).to_arrow_table()
+    return found["wanted"].to_pylist(), found["values"].to_pylist()
+
+
+def _embed(snapshot: Snapshot, model: str, mask_ids: Sequence[str], positions: np.ndarray) -> np.ndarray:
+    return read_embeddings(snapshot, model, [mask_ids[i] for i in positions.tolist()])
 
 
 def _floats(column: pa.ChunkedArray) -> np.ndarray:

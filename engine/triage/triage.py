@@ -1,4 +1,4 @@
-"""Decide on every mask of a model that holds and that nobody has answered for, and write the decisions down."""
+"""Decide on every mask of a model that holds and whose object nobody has answered for, and write the decisions down."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from engine.store.connection import explained
 from engine.store.layout import new_attempt
-from engine.store.people import ANSWERED, WAITING
+from engine.store.people import ANSWERED, WAITING, find_answered
 from engine.triage.costs import Costs
 from engine.triage.decisions import DECISIONS, REMEDIES, Decided, decide_masks
 from schemas.errors import ConfigError
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from engine.store.snapshot import Snapshot
 
 _ROWS_AT_ONCE = 500_000
-_WHERE = f"m.model = $model AND m.replaced_by IS NULL AND m.mask_id NOT IN ({ANSWERED})"
+_WHERE = f"""
+    m.model = $model AND m.replaced_by IS NULL AND m.mask_id NOT IN ({ANSWERED}) AND m.mask_id NOT IN (SELECT unnest($answered::VARCHAR[]))
+"""
 _SCORED = "m.predicted_iou IS NOT NULL AND NOT isnan(m.predicted_iou)"
 # A remedy is spent on a mask where it was tried on it, or made it, or made the one it was made of, and where people are asked.
 _SPENT = ", ".join(
@@ -69,7 +71,8 @@ def triage_masks(
 ) -> list[DecisionTotal]:
     """Decide on the masks of a model; returns the totals, in the order of `DECISIONS`.
 
-    Masks that wait for people are for them, or accepted: no machine touches them. Masks without a predicted_iou are left out
+    Masks of objects that people have answered for (see `find_answered`) are not among them. Masks that wait for people are for them,
+    or accepted: no machine touches them. Masks without a predicted_iou are left out
     (`count_unscored`). What is decided is seen when all of it is: killed in the middle, everything shows its earlier decision.
 
     Args:
@@ -85,7 +88,8 @@ def triage_masks(
     """
 
     def run(snapshot: Snapshot) -> list[DecisionTotal]:
-        (count,) = snapshot.rows(_COUNTS, {"model": model})
+        asked = _ask_about(snapshot, model)
+        (count,) = snapshot.rows(_COUNTS, asked)
         if count["masks"] and not count["scored"]:
             raise ConfigError(
                 f"The masks of {model} have no predicted_iou to decide by. Fit heads (gapmap fit-heads --model …), and label again."
@@ -97,7 +101,7 @@ def triage_masks(
             nonlocal done
             # Explained here: where they are written, an OSError would be the file's.
             with explained(store.files, snapshot.paths):
-                for batch in snapshot.con.sql(_MASKS, params={"model": model}).to_arrow_reader(_ROWS_AT_ONCE):
+                for batch in snapshot.con.sql(_MASKS, params=asked).to_arrow_reader(_ROWS_AT_ONCE):
                     decided = _decide(batch, costs, remedies)
                     for place in range(len(DECISIONS)):
                         of_N = decided.decision_N == place
@@ -123,14 +127,19 @@ def triage_masks(
 
 def count_unscored(store: Store, model: str) -> int:
     """Masks of a model that could be decided on, but for want of a predicted_iou: labelled without heads."""
-    (count,) = store.read(lambda snapshot: snapshot.rows(_COUNTS, {"model": model}))
+    (count,) = store.read(lambda snapshot: snapshot.rows(_COUNTS, _ask_about(snapshot, model)))
     return int(count["masks"] - count["scored"])
 
 
 def count_undecided(store: Store, model: str) -> int:
     """Masks of a model that a triage would decide on and that none has: labelled since, whoever did."""
-    (count,) = store.read(lambda snapshot: snapshot.rows(_UNDECIDED, {"model": model}))
+    (count,) = store.read(lambda snapshot: snapshot.rows(_UNDECIDED, _ask_about(snapshot, model)))
     return int(count["masks"])
+
+
+def _ask_about(snapshot: Snapshot, model: str) -> dict[str, Any]:
+    """What the queries are asked with."""
+    return {"model": model, "answered": sorted(find_answered(snapshot, model))}
 
 
 def _decide(batch: pa.RecordBatch, costs: Costs, remedies: tuple[str, ...]) -> Decided:
