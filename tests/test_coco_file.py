@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 from coco_folder import write_coco
 
+from engine.learn.answers import read_lessons
 from engine.learn.data import read_coco
+from engine.store import Store
+from flows.cli import main
 from schemas.errors import ConfigError
 
 
@@ -139,3 +142,19 @@ def test_another_json_is_told_without_an_exception_of_python(text: str, folder: 
         ConfigError, match=r"annotations\.json is not a readable COCO file \([\w :()]+\); give a"
     ):
         read_coco(folder)
+
+
+def test_a_task_that_does_not_exist_is_refused_before_anything_learns_or_is_judged(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(folder, task="entitty")
+    with pytest.raises(ConfigError, match=r"annotation 0 has the task 'entitty', .* Did you mean 'entity'"):
+        read_lessons([folder], None)
+    store = tmp_path / "masks"
+    Store(str(store)).record_model(
+        {"model": "sam-nano@0", "name": "sam-nano", "version": "0", "package": "segment-anything"}
+        | {"source": "sam-nano", "sha256": "0" * 64, "parameters": 1, "image_size": 512}
+    )
+    with pytest.raises(SystemExit, match="1"):
+        main(["models", "promote", "sam-nano", "--store", str(store), "--data", str(folder)])
+    assert "annotation 0 has the task 'entitty'" in " ".join(capsys.readouterr().err.split())

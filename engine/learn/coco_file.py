@@ -16,7 +16,8 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from engine.masks.rle import fills_image
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, nearest_name
+from schemas.records import TASKS
 
 _log = logging.getLogger(__name__)
 
@@ -109,6 +110,10 @@ def _read_mask(annotation: dict[str, Any], image: dict[str, Any]) -> Mask | None
         ValueError: what of the annotation is wrong.
     """
     task = annotation.get("task") or "entity"
+    if task not in TASKS:
+        raise ValueError(
+            f"has the task {task!r}, which is none. {nearest_name(str(task), TASKS)}".rstrip(".")
+        )
     segmentation = annotation.get("segmentation")
     if not segmentation:
         return None
