@@ -248,6 +248,7 @@ def test_tasks_are_judged_apart_and_a_single_group_has_no_interval() -> None:
     assert list(found)[::2] == [("salient", "miou"), ("part", "miou"), ("all", "miou")]
     assert found["part", "miou"].mean == pytest.approx(-0.2)
     assert found["part", "miou"].low is None
+    assert [found[task, "miou"].groups for task in ("salient", "part", "all")] == [8, 1, 8]
     assert found["salient", "miou"].high == 0
     assert found["all", "miou"].mean == pytest.approx(-0.1)
     assert found["all", "mbiou"].mean == 0
