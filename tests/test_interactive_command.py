@@ -56,7 +56,7 @@ def test_two_models_are_compared_click_by_click(tmp_path: Path) -> None:
     assert {row["points"] for row in report["results"]} == {1, 3}
     assert {row["data"] for row in report["results"]} == {"first", "second", "second, unknown modalities"}
     assert all(0 <= row["mbiou"] <= 1 and 0 < row["miou"] <= 1 for row in report["results"])
-    keys = {"task", "points", "metric", "mean", "low", "high", "n"}
+    keys = {"task", "points", "metric", "mean", "low", "high", "n", "groups"}
     assert all(set(row) == keys for row in report["differences"])
     assert {row["metric"] for row in report["differences"]} == {"miou", "mbiou"}
     tasks = {row["task"] for row in report["results"]}

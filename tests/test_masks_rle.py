@@ -10,7 +10,15 @@ from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco
 
 from engine.masks.geometry import mask_boxes
-from engine.masks.rle import combine_rle, decode_rle, encode_crops, encode_masks, mask_iou, measure_rle
+from engine.masks.rle import (
+    combine_rle,
+    decode_rle,
+    encode_crops,
+    encode_masks,
+    fills_image,
+    mask_iou,
+    measure_rle,
+)
 
 SIZES = st.tuples(st.integers(1, 4), st.integers(1, 40), st.integers(1, 40))
 
@@ -40,12 +48,29 @@ def test_decoding_gives_the_masks_back(masks_NHW: np.ndarray) -> None:
     assert (decode_rle(encode_masks(masks_NHW), *masks_NHW.shape[1:]) == masks_NHW).all()
 
 
+@settings(max_examples=50, deadline=None)
+@given(SIZES.flatmap(lambda size: arrays(bool, size)))
+def test_run_lengths_fill_their_image_and_no_other(masks_NHW: np.ndarray) -> None:
+    height, width = masks_NHW.shape[1:]
+    for rle in encode_masks(masks_NHW):
+        assert fills_image(rle, height, width)
+        assert not fills_image(rle, height + 1, width)
+        assert not fills_image(rle[:-1], height, width)
+
+
+@pytest.mark.parametrize("text", ["", "garbage!!", "o", "1Vé", "N2", "oooooooo0", "0\n"])
+def test_text_that_is_no_run_lengths_fills_no_image(text: str) -> None:
+    assert not any(fills_image(text, side, 1) for side in range(40))
+
+
 def test_long_runs_of_a_large_image_equal_pycocotools() -> None:
     masks_NHW = np.zeros((3, 2000, 3000), bool)
     masks_NHW[0, 900:1100, 1400:1600] = True
     masks_NHW[1] = True
     masks_NHW[2, :, 17:2900] = True
-    assert encode_masks(masks_NHW) == pycocotools_counts(masks_NHW)
+    rles = encode_masks(masks_NHW)
+    assert rles == pycocotools_counts(masks_NHW)
+    assert all(fills_image(rle, 2000, 3000) for rle in rles)
 
 
 def test_a_crop_is_encoded_at_its_place() -> None:

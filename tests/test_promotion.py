@@ -25,7 +25,11 @@ ROOT = Path(__file__).parents[1]
 
 
 def difference(task: str, mean: float, low: float = -0.1, high: float = 0.1) -> Difference:
-    return Difference(task, 1, "miou", mean, low, high, 50)
+    return Difference(task, 1, "miou", mean, low, high, 50, 9)
+
+
+def alone(task: str, mean: float, n: int = 1) -> Difference:
+    return Difference(task, 1, "miou", mean, None, None, n, 1)
 
 
 def test_a_gain_of_the_mean_passes_if_no_task_pays_for_it() -> None:
@@ -43,8 +47,24 @@ def test_a_gain_of_the_mean_passes_if_no_task_pays_for_it() -> None:
     assert not decide(surely).passed, "a small loss, but a certain one"
     level = [difference("salient", 0.0), difference("all", 0.0)]
     assert "does not gain" in decide(level).reason
-    boundary = Difference("salient", 1, "mbiou", -0.3, -0.4, -0.2, 50)
+    boundary = Difference("salient", 1, "mbiou", -0.3, -0.4, -0.2, 50, 9)
     assert decide([*gains, boundary]).passed, "the gate is about IoU"
+
+
+def test_a_verdict_says_on_how_much_it_was_judged_and_where_a_gain_may_be_luck() -> None:
+    enough = decide([difference("salient", 0.02), difference("all", 0.01)])
+    assert enough.reason.endswith("the mean gains 1.0; judged on 50 masks in 9 groups of images")
+    lucky = decide([alone("entity", 0.01), alone("all", 0.01)])
+    assert lucky.passed
+    assert "judged on 1 mask in 1 group of images. For entity one group gives no interval" in lucky.reason
+    partly = decide([difference("salient", 0.02), alone("part", -0.02, 4), difference("all", 0.01)])
+    assert partly.reason.startswith(
+        "part loses 2.0 points of IoU at 1 clicks; judged on 50 masks in 9 groups"
+    )
+    assert (
+        "For part one group gives no interval, so what is lost or gained may be luck: judge on more"
+        in partly.reason
+    )
 
 
 def record(store: Store, model: str, action: str, source: str, previous: str, previous_source: str) -> None:
@@ -151,6 +171,7 @@ def test_a_worse_version_is_refused_and_a_better_one_labels_from_then_on(tmp_pat
     [row] = Store(str(store)).query("FROM promotions").to_pylist()
     assert row["action"] == "refused"
     assert json.loads(row["numbers"])["images"] == {"labelled": 5}
+    assert re.search(r"; judged on \d+ masks in 5 groups of images", row["reason"])
     assert find_current(Store(str(store)), "sam-nano").source == "sam-nano"
 
     # As if the spoilt one were in use: then the shipped one is better.

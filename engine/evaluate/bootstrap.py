@@ -34,6 +34,7 @@ class Difference:
         low, high: interval that has the true difference with the confidence asked for; None where there is only one
             group of images, which says nothing of how others would turn out.
         n: masks.
+        groups: of images, that they are in.
     """
 
     task: str
@@ -43,6 +44,7 @@ class Difference:
     low: float | None
     high: float | None
     n: int
+    groups: int
 
 
 def paired_bootstrap(
@@ -88,7 +90,9 @@ def paired_bootstrap(
             for k, metric in enumerate(_METRICS):
                 low, high = (None, None) if ends is None else (float(ends[0, k]), float(ends[1, k]))
                 mean = float(gain_NK[:, k].mean())
-                differences.append(Difference(task, points, metric, mean, low, high, len(of)))
+                differences.append(
+                    Difference(task, points, metric, mean, low, high, len(of), int(group_N.max()) + 1)
+                )
     return differences
 
 

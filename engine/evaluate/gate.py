@@ -1,7 +1,8 @@
 """The gate: may a new version of a model take the place of the present one?
 
 Both answer the interactive protocol on human masks that neither learnt from. The new one passes if no task loses more
-than half a point of IoU, none loses for certain (its interval lies below zero), and the mean gains.
+than half a point of IoU, none loses for certain (its interval lies below zero), and the mean gains. Of a single group of
+images there is no interval, so that only the half point counts: the verdict says so.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Verdict:
 
     Attributes:
         passed: whether it may take the present one's place.
-        reason: why, in a sentence.
+        reason: why, and judged on how much, in a sentence.
         differences: mean IoU and boundary IoU by task and over all, for each number of clicks.
     """
 
@@ -85,4 +86,18 @@ def decide(differences: list[Difference]) -> Verdict:
         reason = f"the mean over all masks does not gain ({100 * gain:+.1f} points of IoU)"
     else:
         reason = f"no task loses more than {100 * MOST_LOSS:.1f} points, and the mean gains {100 * gain:.1f}"
-    return Verdict(not lost and gain > 0, reason, differences)
+    return Verdict(not lost and gain > 0, f"{reason}; {_tell_amount(overall[0], tasks)}", differences)
+
+
+def _tell_amount(overall: Difference, tasks: Sequence[Difference]) -> str:
+    """On how much was judged, and for which tasks that is too little to tell a loss from luck."""
+    masks, groups = (
+        f"{n} {of}{'s' * (n != 1)}" for n, of in ((overall.n, "mask"), (overall.groups, "group"))
+    )
+    amount = f"judged on {masks} in {groups} of images"
+    if alone := dict.fromkeys(d.task for d in tasks if d.groups < 2):
+        amount += (
+            f". For {', '.join(alone)} one group gives no interval, so what is lost or gained may be luck: judge on more "
+            "labelled images (--data)"
+        )
+    return amount

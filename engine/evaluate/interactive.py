@@ -25,7 +25,7 @@ from engine.learn.data import LabelledImage, LabelledMask, spread_evenly
 from engine.masks.boundary import boundary_iou
 from engine.masks.rle import encode_masks
 from engine.models.segmenter import Segmenter
-from schemas.errors import ConfigError, nearest_name
+from schemas.errors import ConfigError
 from schemas.records import TASKS, Embedding, Prompts
 
 _MASKS_AT_ONCE = 32
@@ -43,7 +43,7 @@ def choose_images(
         masks: at most so many of an image, evenly spread, so that a crowd does not outweigh the rest; None for all.
 
     Raises:
-        ConfigError: a set has nothing to evaluate, or a task that does not exist.
+        ConfigError: a set has nothing to evaluate.
     """
     chosen = {}
     for name, of in sets.items():
@@ -51,11 +51,6 @@ def choose_images(
         usable = [image for image in usable if image.masks]
         if not usable:
             raise ConfigError(f"The set {name!r} has no labelled image to evaluate on. Leave it out.")
-        for task in {mask.task for image in usable for mask in image.masks}:
-            if task not in TASKS:
-                raise ConfigError(
-                    f"The set {name!r} has masks of the task {task!r}, which is none. {nearest_name(task, TASKS)}"
-                )
         chosen[name] = [
             replace(image, masks=tuple(spread_evenly(image.masks, masks or len(image.masks))))
             for image in spread_evenly(usable, images or len(usable))

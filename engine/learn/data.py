@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from engine.learn.coco_file import read_coco_file
 from engine.learn.image_loaders import ArrayLoader, FileLoader, place_file
 from engine.scenes import make_scene
 from schemas.errors import ConfigError
@@ -97,50 +97,32 @@ class LabelledImage:
 
 
 def read_coco(annotations: str | Path) -> list[LabelledImage]:
-    """Images of a COCO file, in file order; `file_name` is a path, relative to the file's folder or absolute, or a URL that fsspec opens.
+    """Images of a COCO file that have masks, in file order; `file_name` is a path, relative to the file's folder or absolute, or a URL
+    that fsspec opens.
 
-    Segmentations may be compressed RLE, uncompressed RLE or polygons; crowds are left out. Masks are of the upright picture, which
-    people see, whatever its EXIF orientation.
+    Segmentations may be compressed RLE, uncompressed RLE or polygons; crowds are left out, and annotations without a mask, whose number
+    is said. Masks are of the upright picture, which people see, whatever its EXIF orientation.
 
     Raises:
-        ConfigError: the file is missing or is no COCO file, or masks of one image have different sizes.
+        ConfigError: the file is missing or is no COCO file, an image or an annotation in it is damaged, or masks of one image have
+            different sizes.
     """
     path = Path(annotations)
     if path.is_dir():
         path = path / "annotations.json"
-    try:
-        content = json.loads(path.read_text())
-        records = {record["id"]: record for record in content["images"]}
-        masks: dict[int, list[LabelledMask]] = {key: [] for key in records}
-        for annotation in content["annotations"]:
-            if not annotation.get("iscrowd"):
-                record = records[annotation["image_id"]]
-                rle = _as_rle(annotation["segmentation"], record["height"], record["width"])
-                masks[record["id"]].append(
-                    LabelledMask(rle, int(coco_mask.area(rle)), annotation.get("task", "entity"))
-                )
-        sizes = {key: {mask.size for mask in of} for key, of in masks.items()}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{path} is not a readable COCO file ({error!r}); give a JSON with images and annotations."
-        ) from error
-    for key, several in sizes.items():
-        if len(several) > 1:
-            raise ConfigError(
-                f"{path}: masks of {records[key]['file_name']} have different sizes (height, width): {sorted(several)}. "
-                "Give all of them the picture's."
+    images = []
+    for record, found in read_coco_file(path):
+        masks, name = tuple(LabelledMask(*mask) for mask in found), record["file_name"]
+        images.append(
+            LabelledImage(
+                name=name,
+                group=str(record.get("group", name)),
+                modality=str(record.get("modality", "")),
+                masks=masks,
+                load=FileLoader(place_file(path.parent, name), masks[0].size),
             )
-    return [
-        LabelledImage(
-            name=record["file_name"],
-            group=str(record.get("group", record["file_name"])),
-            modality=str(record.get("modality", "")),
-            masks=tuple(masks[key]),
-            load=FileLoader(place_file(path.parent, record["file_name"]), masks[key][0].size),
         )
-        for key, record in records.items()
-        if masks[key]
-    ]
+    return images
 
 
 def read_sets(data: Iterable[Path]) -> dict[str, list[LabelledImage]]:
@@ -211,11 +193,3 @@ def _scene_image(seed: int, size: int, layout: str | None = None) -> LabelledIma
         for m in scene.masks
     )
     return LabelledImage(f"scene-{seed}", f"scene-{seed}", scene.layout, masks, ArrayLoader(scene.image))
-
-
-def _as_rle(segmentation: object, height: int, width: int) -> dict[str, object]:
-    if isinstance(segmentation, list):
-        return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-    if isinstance(segmentation, dict) and isinstance(segmentation["counts"], list):
-        return coco_mask.frPyObjects(segmentation, height, width)
-    return segmentation  # type: ignore[return-value]

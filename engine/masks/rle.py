@@ -85,6 +85,28 @@ def measure_rle(rles: Sequence[str], height: int, width: int) -> tuple[np.ndarra
     return coco.area(objects).astype(np.int64), boxes_N4.astype(np.int32)
 
 
+def fills_image(rle: str, height: int, width: int) -> bool:
+    """Whether compressed counts are runs that together have as many pixels as the image; pycocotools takes any text for counts."""
+    try:
+        codes = np.frombuffer(rle.encode("ascii"), np.uint8) - 48  # what is below wraps to above
+    except UnicodeEncodeError:
+        return False
+    if not len(codes) or codes.max() > 0x3F or codes[-1] & 0x20:
+        return False
+    ends = np.flatnonzero(codes < 0x20)
+    starts = np.zeros_like(ends)
+    starts[1:] = ends[:-1] + 1
+    used = ends - starts + 1
+    if used.max() > _CHARACTERS:
+        return False
+    place = np.arange(len(codes)) - starts.repeat(used)
+    runs = np.add.reduceat((codes & 0x1F).astype(np.int64) << 5 * place, starts)
+    runs -= (codes[ends] >> 4).astype(np.int64) << 5 * used  # the sign
+    for first in (1, 2):  # from the fourth on they are differences to the one two before
+        runs[first::2] = runs[first::2].cumsum()
+    return bool(runs.min() >= 0 and runs.sum() == height * width)
+
+
 def mask_iou(rles_a: Sequence[str], rles_b: Sequence[str], height: int, width: int) -> np.ndarray:
     """IoU of every mask of one list with every mask of another, float64, len(a) x len(b)."""
     if not len(rles_a) or not len(rles_b):
