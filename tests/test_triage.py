@@ -360,6 +360,28 @@ def test_answers_are_read_as_evidence(store: Store) -> None:
     assert learn_costs(found, SETTINGS).answers == 2
 
 
+def test_mended_masks_that_people_take_away_gained_nothing(store: Store) -> None:
+    parents = [{"mask_id": f"p{n}", "prompt_gap": 0.2, "rle": box_rle(0, 30)} for n in range(4)]
+    mended = [
+        {"mask_id": f"m{n}", "parent_mask_id": f"p{n}", "repair": "better prompt", "rle": box_rle(0, 36)}
+        for n in range(4)
+    ]
+    parents = [
+        parent | {"replaced_by": child["mask_id"]} for parent, child in zip(parents, mended, strict=True)
+    ]
+    rows = {row["mask_id"]: row for of in commit_scored(store, [parents + mended]) for row in of}
+    answers = [
+        label_row(rows["m0"], "fixed", rle=box_rle(0, 40), iou=0.9),
+        label_row(rows["m1"], "no object"),
+        label_row(rows["m2"], "deleted"),
+        label_row(rows["m3"], "skipped"),
+    ]
+    store.append("labels", answers)
+    found = read_evidence(store)
+    assert found.promised["better prompt"] == pytest.approx([0.2] * 3)
+    assert sorted(found.gained["better prompt"]) == pytest.approx([0, 0, 0.15])
+
+
 def round_row(repairs: dict[str, Any]) -> dict[str, Any]:
     about = {"round_id": "r", "step": "triage", "model": MODEL, "outcome": "done"}
     return about | {"numbers": json.dumps({"repairs": repairs}), "began_at": NOW, "ended_at": NOW}

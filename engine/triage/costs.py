@@ -76,7 +76,8 @@ class Evidence:
     Attributes:
         predicted_iou_A, iou_A: of each mask that was answered, what was expected and what came of it (0 for no object).
         ious_K, seconds_K: of each task with a time, the same of its masks (0 for one that people added), and the time, s.
-        promised, gained: by remedy, for each mask that was mended and answered, the gap its parent had and the true gain.
+        promised, gained: by remedy, for each mask that was mended and answered, the gap its parent had and the true gain (0 where
+            there is no object).
         machine_s: by remedy, measured seconds a mask; empty where nothing was mended yet.
     """
 

@@ -32,7 +32,7 @@ _TASKS = f"""
     GROUP BY queue, task_id, annotation_id
 """
 # What people answered for is the mask that was made, or whichever holds in its stead by now. Of masks that were mended the answer
-# tells the true gain; of those that could not be, it is none.
+# tells the true gain; of those that could not be, and where people took the mask away, it is none.
 _MENDED = """
     WITH RECURSIVE made AS (FROM masks WHERE repair IS NOT NULL),
     stands AS (
@@ -46,7 +46,8 @@ _MENDED = """
     FROM made c JOIN masks p ON p.mask_id = c.parent_mask_id AND p.model = c.model
     JOIN stands s ON s.mask_id = c.mask_id AND s.model = c.model
     JOIN labels l ON l.mask_id = s.place
-    WHERE l.rle IS NOT NULL AND l.verdict IN ('correct', 'fixed') AND l.height = c.height AND l.width = c.width
+    WHERE l.verdict IN ('no object', 'deleted')
+       OR (l.verdict IN ('correct', 'fixed') AND l.rle IS NOT NULL AND l.height = c.height AND l.width = c.width)
 """
 _MACHINE = "SELECT numbers FROM rounds WHERE step = 'triage' ORDER BY ended_at DESC LIMIT 10"
 
@@ -63,7 +64,7 @@ def read_evidence(store: Store) -> Evidence:
             if gap is None or np.isnan(gap):
                 continue
             promised[row["repair"]].append(gap)
-            gained[row["repair"]].append(_true_gain(row) if row["held"] else 0.0)
+            gained[row["repair"]].append(_true_gain(row) if row["held"] and row["truth"] else 0.0)
         return Evidence(
             predicted_iou_A=_column(answers, "predicted_iou"),
             iou_A=_column(answers, "true_iou"),
