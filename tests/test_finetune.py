@@ -294,6 +294,30 @@ def test_a_run_that_was_killed_ends_as_an_undisturbed_one(
         finetune(segmenter, human[:2], pseudo, TINY, checkpoint=checkpoint)
 
 
+@pytest.mark.parametrize("what", ["mended", "mapped anew", "answered", "of another group"])
+def test_a_run_is_not_gone_on_with_once_the_models_own_masks_are_others(
+    what: str, human: list[TrainingImage], pseudo: list[TrainingImage], tmp_path: Path
+) -> None:
+    nano, checkpoint = load_segmenter("sam-nano", device="cpu"), tmp_path / "run.pt"
+    settings = TINY.model_copy(update={"steps": 1, "images": 1, "masks": 1})
+    finetune(nano, human[:3], pseudo, settings, checkpoint=checkpoint)
+    first, *others = pseudo
+    mask = first.masks[0]
+    of = mask.uncertainty
+    assert of is not None
+    changed = {
+        "mended": {"masks": (replace(mask, counts=first.masks[1].counts), *first.masks[1:])},
+        "mapped anew": {
+            "masks": (replace(mask, uncertainty=MapCrop(of.frame, of.values_hw.T)), *first.masks[1:])
+        },
+        "answered": {"answered": True},
+        "of another group": {"group": "another"},
+    }
+    with pytest.raises(ConfigError, match="another run"):
+        finetune(nano, human[:3], [replace(first, **changed[what]), *others], settings, checkpoint=checkpoint)
+    finetune(nano, human[:3], pseudo, settings, checkpoint=checkpoint)
+
+
 def test_a_run_that_gains_nothing_ends_early_with_the_model_as_it_was(
     segmenter: Segmenter, human: list[TrainingImage], pseudo: list[TrainingImage]
 ) -> None:

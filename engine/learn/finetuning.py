@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine.learn.checkpoints import load_checkpoint, save_checkpoint
+from engine.learn.checkpoints import identify_images, load_checkpoint, save_checkpoint
 from engine.learn.data import spread_evenly
 from engine.learn.learnable import learnt_state, make_learner, parameter_groups, whole_weights
 from engine.learn.lessons import Lessons
@@ -210,5 +210,4 @@ def _identify(
     settings: FinetuneSettings,
 ) -> str:
     """All that decides the result."""
-    data = [[image.key, len(image.masks)] for image in (*human, *pseudo)]
-    return json.dumps([segmenter.model_id, settings.model_dump(), data])
+    return json.dumps([segmenter.model_id, settings.model_dump(), identify_images([*human, *pseudo])])
