@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from engine.learn.image_loaders import ArrayLoader, FileLoader, place_file
+from engine.learn.image_loaders import ArrayLoader, FileLoader, PoolLoader, place_file
 from engine.scenes import make_scene
 from schemas.errors import ConfigError
 
@@ -76,6 +76,20 @@ class LabelledImage:
         """Hash of the masks, 16 hex digits: the same labels are known wherever their file lies."""
         text = "\n".join(str(mask.plain_rle) for mask in self.masks)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    @property
+    def content(self) -> str | None:
+        """What its file is called in a pool, see `hash_image`; None where it has none, or one that cannot be read: whoever needs it
+        says so."""
+        try:
+            return self.load.image_id if isinstance(self.load, FileLoader | PoolLoader) else None
+        except ConfigError:
+            return None
+
+    @property
+    def digests(self) -> frozenset[str]:
+        """By any of which it is known again: its `digest`, in another file, and its `content`, with other masks."""
+        return frozenset(of for of in (self.digest, self.content) if of)
 
     @property
     def fingerprint(self) -> str:
@@ -160,9 +174,9 @@ def read_sets(data: Iterable[Path]) -> dict[str, list[LabelledImage]]:
 
 
 def leave_out_groups(images: Iterable[LabelledImage], digests: AbstractSet[str]) -> list[LabelledImage]:
-    """Images of groups without any image of these digests."""
+    """Images of groups without any image that has one of these digests. Reads the files."""
     images = list(images)
-    taken = {image.group for image in images if image.digest in digests}
+    taken = {image.group for image in images if not image.digests.isdisjoint(digests)}
     return [image for image in images if image.group not in taken]
 
 
