@@ -13,6 +13,7 @@ import pytest
 from store_rows import MODEL
 from triage_rows import NOW, box_rle, commit_scored, decisions_of, label_row, review_row
 
+from engine.learn.answers import read_answers
 from engine.store import Store
 from engine.triage.costs import Costs, Evidence, learn_costs, warn_of_accepting
 from engine.triage.decisions import DECISIONS, decide_masks
@@ -380,6 +381,25 @@ def test_mended_masks_that_people_take_away_gained_nothing(store: Store) -> None
     found = read_evidence(store)
     assert found.promised["better prompt"] == pytest.approx([0.2] * 3)
     assert sorted(found.gained["better prompt"]) == pytest.approx([0, 0, 0.15])
+
+
+def test_masks_that_people_took_away_are_learnt_as_such_unless_others_disagree(store: Store) -> None:
+    drawn = [{"rle": box_rle(10 * place, 10 * place + 9)} for place in range(5)]
+    [rows] = commit_scored(store, [drawn])
+    keep, away, none, disputed, skipped = rows
+    store.append(
+        "labels",
+        [
+            label_row(keep, "correct", area=432, agreement=1.0),
+            label_row(away, "deleted", agreement=None),
+            label_row(none, "no object", agreement=1.0),
+            label_row(disputed, "deleted", agreement=0.0),
+            label_row(skipped, "skipped"),
+        ],
+    )
+    [image] = read_answers(store)
+    assert [mask.rle["counts"] for mask in image.masks] == [keep["rle"]]
+    assert sorted(image.rejected) == sorted([away["rle"], none["rle"]])
 
 
 def round_row(repairs: dict[str, Any]) -> dict[str, Any]:

@@ -55,7 +55,8 @@ class LabelledMask:
 class LabelledImage:
     """An image with its masks. `load` gives uint8 HW3 RGB; images of one `group` are never split.
 
-    `kept_out` says for ever whether it may be learnt from; where it is None, `split_groups` decides.
+    `kept_out` says for ever whether it may be learnt from; where it is None, `split_groups` decides. `rejected` has the run lengths of
+    masks that people took away: what is like them is of no object.
     """
 
     name: str
@@ -64,6 +65,7 @@ class LabelledImage:
     masks: tuple[LabelledMask, ...]
     load: Callable[[], np.ndarray] = field(repr=False)
     kept_out: bool | None = None
+    rejected: tuple[str, ...] = ()
 
     @cached_property
     def boxes_M4(self) -> np.ndarray:
@@ -74,7 +76,7 @@ class LabelledImage:
     @cached_property
     def digest(self) -> str:
         """Hash of the masks, 16 hex digits: the same labels are known wherever their file lies."""
-        text = "\n".join(str(mask.plain_rle) for mask in self.masks)
+        text = "\n".join([*(str(mask.plain_rle) for mask in self.masks), *self.rejected])
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     @property

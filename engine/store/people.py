@@ -28,6 +28,14 @@ _COUNTING = """
                                ORDER BY agreement DESC NULLS LAST, answered_at DESC) = 1
     ORDER BY agreement DESC NULLS LAST, answered_at DESC, label_id
 """
+# Of several answers to a mask the same one counts, and none that nobody agrees with.
+_REJECTED = f"""
+    SELECT DISTINCT l.image_id, m.rle, m.height, m.width
+    FROM (FROM labels WHERE mask_id IS NOT NULL AND verdict IN {JUDGED} AND coalesce(agreement, 1) > 0
+          QUALIFY row_number() OVER (PARTITION BY mask_id ORDER BY agreement DESC NULLS LAST, answered_at DESC) = 1) l
+    JOIN masks m ON m.mask_id = l.mask_id AND m.model = l.model AND m.image_id = l.image_id
+    WHERE l.verdict IN ('no object', 'deleted') ORDER BY l.image_id, m.rle
+"""
 
 
 def read_counting(snapshot: Snapshot) -> list[dict[str, Any]]:
@@ -45,6 +53,11 @@ def read_counting(snapshot: Snapshot) -> list[dict[str, Any]]:
     again = {label_id for of in drawn.values() if len(of) > 1 for label_id in _find_drawn_again(of)}
     counting = [row for row in rows if row["label_id"] not in again]
     return sorted(counting, key=lambda row: (row["image_id"], row["label_id"]))
+
+
+def read_rejected(snapshot: Snapshot) -> list[dict[str, Any]]:
+    """The masks that people took away or called no object: image_id, rle, height and width, in the order of their images."""
+    return snapshot.rows(_REJECTED, {})
 
 
 def group_shapes(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int, int], list[str]]:
