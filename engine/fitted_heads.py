@@ -142,4 +142,4 @@ def _merge(one: Sets, other: Sets) -> dict[str, list[LabelledImage]]:
 
 
 def _digests(images: Iterable[LabelledImage]) -> set[str]:
-    return {image.digest for image in images}
+    return {digest for image in images for digest in image.digests}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -90,6 +91,31 @@ def test_automatic_masks_are_matched_with_the_object_under_their_point() -> None
     rows["point"] = [(10, 10), (6, 20), (33, 33)]
     iou = match_masks(ImageMasks(40, 40, rows, encode_masks(found)), image)
     np.testing.assert_allclose(iou, [1, 0.5, np.nan])
+
+
+def test_what_is_like_a_mask_that_people_took_away_is_right_about_nothing() -> None:
+    def draw(*boxes: tuple[int, int, int, int]) -> list[str]:
+        masks = np.zeros((len(boxes), 40, 40), bool)
+        for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True):
+            mask[y0:y1, x0:x1] = True
+        return encode_masks(masks)
+
+    [labelled] = draw((5, 5, 25, 25))
+    image = LabelledImage(
+        "a",
+        "a",
+        "",
+        (LabelledMask({"size": [40, 40], "counts": labelled}, 400, "entity"),),
+        lambda: np.zeros((40, 40, 3), np.uint8),
+        rejected=tuple(draw((30, 30, 38, 38), (5, 5, 25, 24))),
+    )
+    rows = np.zeros(4, MASK_ROW)
+    rows["point"] = [(33, 33), (33, 3), (10, 10), (30, 10)]
+    # Like one that was taken away, like none, like one but on the object, and beside the object but most of it.
+    found = draw((30, 30, 38, 37), (30, 0, 38, 8), (5, 5, 25, 24), (5, 5, 31, 24))
+    iou = match_masks(ImageMasks(40, 40, rows, found), image)
+    np.testing.assert_allclose(iou, [0, np.nan, 0.95, np.nan])
+    assert image.digest != replace(image, rejected=()).digest, "what was asked of it before is asked anew"
 
 
 def test_automatic_masks_are_judged_by_themselves(heads: HeadSet) -> None:

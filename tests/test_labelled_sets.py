@@ -13,6 +13,7 @@ from PIL import Image
 from sample_rows import make_samples
 
 from engine.evaluate.uncertainty import evaluate_uncertainty
+from engine.fitted_heads import make_heads
 from engine.learn.checkpoints import StaleCheckpointError
 from engine.learn.data import leave_out_groups, read_coco
 from engine.learn.finetuning import finetune
@@ -24,11 +25,14 @@ from engine.learn.learnable import make_learner
 from engine.learn.lessons import Lessons
 from engine.learn.perceptron import FitSettings
 from engine.learn.refiner_fitting import fit_refiner
+from engine.learn.splits import learnable_images
 from engine.learn.training_images import human_images
 from engine.models.loading import load_segmenter
 from engine.scenes import make_scene
+from engine.store import Store
+from engine.uncertainty.head_files import fitted_digests
 from schemas.errors import ConfigError
-from schemas.fitting_settings import RefinerSettings
+from schemas.fitting_settings import HeadSettings, RefinerSettings
 from schemas.settings import FinetuneSettings
 
 FAST = FitSettings(members=1, hidden=16, epochs=3)
@@ -173,6 +177,40 @@ def test_an_image_is_known_by_its_labels_however_they_are_written(folder: Path) 
     after = read_coco(folder)
     assert [image.digest for image in after] == [image.digest for image in before]
     assert leave_out_groups(after, {before[0].digest}) == after[1:]
+
+
+@pytest.mark.parametrize("kept_by", ["its file", "its masks"])
+def test_an_image_that_was_learnt_from_is_not_judged_by_when_its_masks_or_its_file_change(
+    kept_by: str, folder: Path
+) -> None:
+    fitted = read_coco(folder)[0].digests
+    if kept_by == "its file":
+        path = folder / "annotations.json"
+        content = json.loads(path.read_text())
+        first = next(a for a in content["annotations"] if a["image_id"] == content["images"][0]["id"])
+        content["annotations"].remove(first)
+        path.write_text(json.dumps(content))
+    else:
+        Image.open(folder / "00.png").save(folder / "00.png", compress_level=1)
+    now = read_coco(folder)
+    assert leave_out_groups(now, fitted) == now[1:]
+
+
+def test_heads_write_down_the_files_and_the_masks_that_they_were_fitted_to(tmp_path: Path) -> None:
+    folder = write_coco(tmp_path / "set", range(950_000, 950_008))
+    settings = HeadSettings(objects=2, automatic=0)
+    path, _ = make_heads(
+        "sam-nano",
+        None,
+        [folder],
+        None,
+        0,
+        Store(str(tmp_path / "tokens")),
+        settings,
+        out=tmp_path / "h.safetensors",
+    )
+    learnt = learnable_images(read_coco(folder))
+    assert fitted_digests(path) == {of for image in learnt for of in (image.digest, image.content)}
 
 
 def share_masks(folder: Path) -> Path:

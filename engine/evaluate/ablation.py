@@ -16,6 +16,7 @@ from typing import Any
 from engine.evaluate.bootstrap import ALL_TASKS, paired_bootstrap
 from engine.evaluate.interactive import evaluate_interactive
 from engine.evaluate.mask_results import MaskResult
+from engine.learn.checkpoints import identify_images
 from engine.learn.data import LabelledImage
 from engine.learn.finetuning import finetune
 from engine.learn.training_images import TrainingImage
@@ -195,8 +196,7 @@ def _digest(
     what: list[Any] = [segmenter.model_id, judged]
     if variant:
         taught = [*human, *pseudo.get(variant.pseudo, ())]
-        masks = [[image.key, [mask.counts for mask in image.masks]] for image in taught]
-        what += [settings.model_dump(), variant.pseudo, dict(variant.changes), masks]
+        what += [settings.model_dump(), variant.pseudo, dict(variant.changes), identify_images(taught)]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 

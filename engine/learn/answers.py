@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from engine.learn.data import LabelledImage, LabelledMask, read_sets
 from engine.learn.image_loaders import LostImageError, PoolLoader
 from engine.learn.splits import keep_out_everywhere, learnable_images
-from engine.store.people import JUDGED, read_counting
+from engine.store.people import JUDGED, group_shapes, read_counting, read_rejected
 from schemas.records import TASKS
 
 if TYPE_CHECKING:
     from engine.store import Store
+    from engine.store.snapshot import Snapshot
 
 _log = logging.getLogger(__name__)
 
@@ -111,11 +112,16 @@ def why_wait(store: Store, name: str, least_new: int, longest_wait_h: float | No
 
 
 def read_answers(store: Store) -> list[LabelledImage]:
-    """Images with the masks that people left, mended or added; each image is a group.
+    """Images with the masks that people left, mended or added, and those that they took away; each image is a group.
 
     A fifth of the images, told by their ids, is kept out for ever, however many more are answered.
     """
-    rows, found = store.read(lambda snapshot: (read_counting(snapshot), snapshot.rows(_COPIES, {})))
+
+    def read(snapshot: Snapshot) -> tuple[list[dict[str, Any]], ...]:
+        return read_counting(snapshot), read_rejected(snapshot), snapshot.rows(_COPIES, {})
+
+    rows, rejected, found = store.read(read)
+    away = group_shapes(rejected)
     copies = {
         row["image_id"]: tuple((uri, fingerprint) for uri, fingerprint in row["copies"]) for row in found
     }
@@ -138,6 +144,7 @@ def read_answers(store: Store) -> list[LabelledImage]:
             ),
             load=PoolLoader(image_id, copies[image_id]),
             kept_out=is_kept_out(image_id),
+            rejected=tuple(away.get((image_id, of[0]["height"], of[0]["width"]), ())),
         )
         for image_id, of in by_image.items()
     ]

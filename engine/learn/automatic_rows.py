@@ -16,6 +16,7 @@ from engine.generate.records import ImageMasks
 from engine.learn.data import LabelledImage
 from engine.masks.rle import encode_masks, mask_iou
 from engine.models.segmenter import Segmenter
+from engine.store.people import SAME_OBJECT
 from engine.uncertainty.features import FEATURES, describe_masks
 from schemas.records import MaskEvidence
 from schemas.settings import GenerateSettings
@@ -28,7 +29,8 @@ _ROUNDED = 1e-3  # scores are kept as fp16
 def make_automatic_rows(
     segmenter: Segmenter, image: LabelledImage, pixels_HW3: np.ndarray, most: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Rows of the `tokens` table: one for each point of the grid that gave a mask on a labelled object.
+    """Rows of the `tokens` table: one for each point of the grid that gave a mask on a labelled object, or one like those that people
+    took away.
 
     Only masks that were kept have features and a true IoU (`iou_nearest`); the prompt's other outputs have NaN there,
     and what presumes that an object was meant is NaN throughout.
@@ -88,18 +90,21 @@ def make_automatic_rows(
 def match_masks(masks: ImageMasks, image: LabelledImage) -> np.ndarray:
     """True IoU of each automatic mask with the object under its point that it fits best, 0..1.
 
-    NaN where its point lies on no labelled object: nobody knows whether such a mask is right.
+    0 where its point lies on none, and people took away a mask like it (IoU above `SAME_OBJECT`); else NaN there: nobody knows whether
+    such a mask is right.
     """
     truths_THW = np.stack([mask.decode() for mask in image.masks])
     rles = encode_masks(truths_THW)
     iou_NT = mask_iou(masks.rles, rles, masks.height, masks.width)
     x_N, y_N = masks.rows_N["point"].astype(int).T
     under_NT = truths_THW[:, np.clip(y_N, 0, masks.height - 1), np.clip(x_N, 0, masks.width - 1)].T
-    iou_NT = np.where(under_NT, iou_NT, np.nan)
     found_N = under_NT.any(1)
     result_N = np.full(len(masks), np.nan)
+    if image.rejected:
+        like_N = mask_iou(masks.rles, image.rejected, masks.height, masks.width).max(1)
+        result_N[(like_N > SAME_OBJECT) & (iou_NT.max(1) <= SAME_OBJECT)] = 0
     if found_N.any():
-        result_N[found_N] = np.nanmax(iou_NT[found_N], 1)
+        result_N[found_N] = np.where(under_NT, iou_NT, 0)[found_N].max(1)
     return result_N
 
 

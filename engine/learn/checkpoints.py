@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from engine.learn.training_images import TrainingImage
 from engine.models.cache import lock_path
 from schemas.errors import ConfigError
 
@@ -56,6 +58,11 @@ def load_checkpoint(path: Path, identity: str, device: torch.device) -> dict[str
     return saved
 
 
+def identify_images(images: Iterable[TrainingImage]) -> list[list[Any]]:
+    """All of these images, in their order, that decides what is learnt from them, as JSON takes it."""
+    return [[image.key, image.group, image.human, image.answered, _hash_masks(image)] for image in images]
+
+
 @contextmanager
 def hold_models(folder: Path) -> Iterator[None]:
     """While in this context, no other process of this machine learns into a folder of models: they share its checkpoint.
@@ -67,3 +74,13 @@ def hold_models(folder: Path) -> Iterator[None]:
     path = lock_path("models", str(folder.resolve()))
     with FileLock(path, thread_local=False, is_singleton=True):
         yield
+
+
+def _hash_masks(image: TrainingImage) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for mask in image.masks:
+        of = mask.uncertainty
+        digest.update(repr([mask.counts, mask.size, mask.task, mask.point]).encode())
+        if of is not None:
+            digest.update(repr([of.frame, of.values_hw.shape]).encode() + of.values_hw.tobytes())
+    return digest.hexdigest()

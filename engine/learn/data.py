@@ -14,7 +14,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from engine.learn.coco_file import read_coco_file
-from engine.learn.image_loaders import ArrayLoader, FileLoader, place_file
+from engine.learn.image_loaders import ArrayLoader, FileLoader, PoolLoader, place_file
 from engine.scenes import make_scene
 from schemas.errors import ConfigError
 
@@ -54,7 +54,8 @@ class LabelledMask:
 class LabelledImage:
     """An image with its masks. `load` gives uint8 HW3 RGB; images of one `group` are never split.
 
-    `kept_out` says for ever whether it may be learnt from; where it is None, `split_groups` decides.
+    `kept_out` says for ever whether it may be learnt from; where it is None, `split_groups` decides. `rejected` has the run lengths of
+    masks that people took away: what is like them is of no object.
     """
 
     name: str
@@ -63,6 +64,7 @@ class LabelledImage:
     masks: tuple[LabelledMask, ...]
     load: Callable[[], np.ndarray] = field(repr=False)
     kept_out: bool | None = None
+    rejected: tuple[str, ...] = ()
 
     @cached_property
     def boxes_M4(self) -> np.ndarray:
@@ -73,8 +75,22 @@ class LabelledImage:
     @cached_property
     def digest(self) -> str:
         """Hash of the masks, 16 hex digits: the same labels are known wherever their file lies."""
-        text = "\n".join(str(mask.plain_rle) for mask in self.masks)
+        text = "\n".join([*(str(mask.plain_rle) for mask in self.masks), *self.rejected])
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    @property
+    def content(self) -> str | None:
+        """What its file is called in a pool, see `hash_image`; None where it has none, or one that cannot be read: whoever needs it
+        says so."""
+        try:
+            return self.load.image_id if isinstance(self.load, FileLoader | PoolLoader) else None
+        except ConfigError:
+            return None
+
+    @property
+    def digests(self) -> frozenset[str]:
+        """By any of which it is known again: its `digest`, in another file, and its `content`, with other masks."""
+        return frozenset(of for of in (self.digest, self.content) if of)
 
     @property
     def fingerprint(self) -> str:
@@ -141,9 +157,9 @@ def read_sets(data: Iterable[Path]) -> dict[str, list[LabelledImage]]:
 
 
 def leave_out_groups(images: Iterable[LabelledImage], digests: AbstractSet[str]) -> list[LabelledImage]:
-    """Images of groups without any image of these digests."""
+    """Images of groups without any image that has one of these digests. Reads the files."""
     images = list(images)
-    taken = {image.group for image in images if image.digest in digests}
+    taken = {image.group for image in images if not image.digests.isdisjoint(digests)}
     return [image for image in images if image.group not in taken]
 
 

@@ -14,8 +14,6 @@ from functools import cache
 from pathlib import Path
 
 from engine.learn.data import LabelledImage
-from engine.learn.image_loaders import FileLoader, PoolLoader
-from schemas.errors import ConfigError
 
 KEPT_OUT_SHARE = 0.2
 _UNKNOWN = ("purple_", "bright_1024")  # modalities that the active-learning loop must discover by itself
@@ -98,18 +96,9 @@ def _identify(sets: Mapping[str, Sequence[LabelledImage]]) -> dict[str, list[str
         for image in images:
             having.setdefault(image.masks[0].size, set()).add(name)
     return {
-        name: [_name_content(image) if len(having[image.masks[0].size]) > 1 else None for image in images]
+        name: [image.content if len(having[image.masks[0].size]) > 1 else None for image in images]
         for name, images in sets.items()
     }
-
-
-def _name_content(image: LabelledImage) -> str | None:
-    if not isinstance(image.load, FileLoader | PoolLoader):
-        return None
-    try:
-        return image.load.image_id
-    except ConfigError:
-        return None
 
 
 def _hash_group(group: str) -> float:

@@ -41,6 +41,14 @@ _COUNTING = """
                                ORDER BY agreement DESC NULLS LAST, answered_at DESC) = 1
     ORDER BY agreement DESC NULLS LAST, answered_at DESC, label_id
 """
+# Of several answers to a mask the same one counts, and none that nobody agrees with.
+_REJECTED = f"""
+    SELECT DISTINCT l.image_id, m.rle, m.height, m.width
+    FROM (FROM labels WHERE mask_id IS NOT NULL AND verdict IN {JUDGED} AND coalesce(agreement, 1) > 0
+          QUALIFY row_number() OVER (PARTITION BY mask_id ORDER BY agreement DESC NULLS LAST, answered_at DESC) = 1) l
+    JOIN masks m ON m.mask_id = l.mask_id AND m.model = l.model AND m.image_id = l.image_id
+    WHERE l.verdict IN ('no object', 'deleted') ORDER BY l.image_id, m.rle
+"""
 
 
 def read_counting(snapshot: Snapshot) -> list[dict[str, Any]]:
@@ -72,6 +80,11 @@ def find_answered(snapshot: Snapshot, model: str) -> set[str]:
         return set()
     beside = snapshot.con.sql(_BESIDE, params={"model": model}).to_arrow_reader(_AT_ONCE)
     return {row["mask_id"] for batch in beside for row in batch.to_pylist() if is_same_object(row, shapes)}
+
+
+def read_rejected(snapshot: Snapshot) -> list[dict[str, Any]]:
+    """The masks that people took away or called no object: image_id, rle, height and width, in the order of their images."""
+    return snapshot.rows(_REJECTED, {})
 
 
 def group_shapes(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int, int], list[str]]:

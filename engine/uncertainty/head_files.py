@@ -122,7 +122,7 @@ def write_heads(heads: HeadSet, path: Path, about: Mapping[str, str] | None = No
 
 
 def fitted_digests(path: Path) -> set[str]:
-    """Digests of the labelled images (`LabelledImage.digest`) that a head set was fitted to."""
+    """Digests of the labelled images that a head set was fitted to (`LabelledImage.digests`; of their masks alone in older files)."""
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
