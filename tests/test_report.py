@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -18,7 +19,7 @@ from round_rows import QUEUE, answer, decide, label_again, read_masks, step, tea
 from store_rows import MODEL, fetch, image_row, mask_rows, tables_of
 
 from engine.masks.map_crop import MapCrop
-from engine.masks.rle import encode_masks
+from engine.masks.rle import decode_rle, encode_masks
 from engine.report.round_page import describe_round, read_report, render_page, summarise_round
 from engine.report.round_report import write_round_report
 from engine.report.round_scope import find_scope
@@ -320,6 +321,29 @@ def test_a_new_version_is_not_judged_by_answers_that_its_heads_were_fitted_to(
     assert 0 < kept_out < 40
     assert after.learnt == (0 if scored_first else 40 - kept_out)
     assert sum(after.count) == 40 - after.learnt
+
+
+def test_a_new_version_is_judged_by_its_mask_that_is_like_the_shown_one_not_by_its_best(
+    tmp_path: Path,
+) -> None:
+    store = label(tmp_path, ["0.png"])
+    shown = read_masks(store, MODEL)[0]
+    teach(store, MODEL, NEW)
+    like = decode_rle([shown["rle"]], 48, 64)[0]
+    right = cv2.dilate(like.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)  # what people draw
+    like[:, 4] = False
+    image = image_row("file:///pool/again.png", image_id=shown["image_id"], n_masks=2)
+    masks = mask_rows(image, "predicted_iou")
+    for mask, drawn, predicted in zip(masks, (like, right), (0.4, 0.9), strict=True):
+        mask |= {"rle": encode_masks(drawn[None])[0], "predicted_iou": predicted}
+    images, tables = tables_of([image])
+    tables["masks"] = pa.Table.from_pylist(masks, schema=tables["masks"].schema)
+    store.commit_shard(NEW, images, tables)
+    answer(store, MODEL, count=1)
+    after = read_report(store).calibrations[-1]
+    assert (after.model, after.count) == (NEW, (1,))
+    assert after.predicted == pytest.approx((0.4,))
+    assert after.true == pytest.approx((like.sum() / right.sum(),))
 
 
 def test_intervals_are_those_of_clopper_and_pearson() -> None:

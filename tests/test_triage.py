@@ -24,7 +24,7 @@ from schemas.errors import ConfigError
 from schemas.settings import TriageSettings
 
 SETTINGS = TriageSettings()
-NOBODY = Evidence(*(np.zeros(0) for _ in range(5)), promised={}, gained={}, machine_s={})
+NOBODY = Evidence(*(np.zeros(0) for _ in range(4)), promised={}, gained={}, machine_s={})
 COSTS = learn_costs(NOBODY, SETTINGS)
 REMEDIES = ("larger model", "better prompt")
 
@@ -74,10 +74,25 @@ def test_seconds_are_learnt_from_tasks_and_lunch_does_not_count() -> None:
     wrong = rng.binomial(masks, 0.4)
     seconds = 2.0 * masks + 25.0 * wrong + rng.normal(0, 2, 300)
     seconds[::40] = 5000
-    costs = after(masks_K=masks, wrong_K=wrong, seconds_K=seconds)
+    ious = [np.array([1.0] * (n - bad) + [0.4] * bad) for n, bad in zip(masks, wrong, strict=True)]
+    costs = after(ious_K=ious, seconds_K=seconds)
     assert (costs.look, costs.fix) == pytest.approx((2, 25), rel=0.1)
-    few = after(masks_K=masks[1:2], wrong_K=wrong[1:2], seconds_K=seconds[1:2])
+    few = after(ious_K=ious[1:2], seconds_K=seconds[1:2])
     assert abs(few.fix - SETTINGS.fix_s) < abs(few.fix - 25), "one task changes little"
+
+
+def test_people_who_touch_up_good_masks_are_not_asked_as_if_that_took_no_time() -> None:
+    """They leave what lies within a tenth of right, and take the longer for all else the further it lies off."""
+    rng = np.random.default_rng(0)
+    said = rng.uniform(0.2, 1, 3000)
+    true = (said + rng.normal(0, 0.12, len(said))).clip(0, 1)
+    seconds = np.where(true >= 0.9, 2.5, 5 + 12 * (1 - true))
+    costs = after(predicted_iou_A=said, iou_A=true, ious_K=true[:, None], seconds_K=seconds)
+    assert costs.people(said).mean() == pytest.approx(seconds.mean(), rel=0.03)
+    wrong = SETTINGS.error_s * (true < SETTINGS.good_iou)
+    thresholds = np.linspace(0.5, 1, 101)
+    spent = [np.where(said >= threshold, wrong, seconds).mean() for threshold in thresholds]
+    assert costs.threshold == pytest.approx(thresholds[np.argmin(spent)], abs=0.03)
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.5, 0.5), (0.0, 0.0), (-0.3, 0.0), (9.0, 1.5)])
@@ -137,7 +152,7 @@ def test_where_a_wrong_label_costs_less_than_a_look_everything_is_accepted() -> 
 
 
 def test_slow_answers_that_make_triage_accept_everything_are_told() -> None:
-    slow = after(masks_K=np.ones(12), wrong_K=np.ones(12), seconds_K=np.full(12, 90.0))
+    slow = after(ious_K=np.zeros((12, 1)), seconds_K=np.full(12, 90.0))
     assert (slow.threshold, COSTS.threshold > 0.5) == (0, True)
     assert re.search(
         r"mending \d\d s more, .* costs 30 s.*--error-seconds", warn_of_accepting(slow, SETTINGS)
@@ -335,7 +350,7 @@ def test_answers_are_read_as_evidence(store: Store) -> None:
     found = read_evidence(store)
     said = sorted(zip(found.predicted_iou_A.tolist(), found.iou_A.tolist(), strict=True))
     assert said == [(0.25, 0), (pytest.approx(0.8), 1)], "a score that is no number says nothing"
-    assert (found.masks_K.tolist(), found.wrong_K.tolist(), found.seconds_K.tolist()) == ([2], [1], [30])
+    assert ([sorted(ious) for ious in found.ious_K], found.seconds_K.tolist()) == ([[0, 1]], [30])
     # The prompt won 10 of 20 columns, whoever holds now; the larger model no more than was there, and once nothing.
     assert found.promised["better prompt"] == pytest.approx([0.4])
     assert found.gained["better prompt"] == pytest.approx([0.5])
@@ -343,6 +358,28 @@ def test_answers_are_read_as_evidence(store: Store) -> None:
     assert found.gained["larger model"] == pytest.approx([0, 0])
     assert found.machine_s == {"better prompt": 0.5}
     assert learn_costs(found, SETTINGS).answers == 2
+
+
+def test_mended_masks_that_people_take_away_gained_nothing(store: Store) -> None:
+    parents = [{"mask_id": f"p{n}", "prompt_gap": 0.2, "rle": box_rle(0, 30)} for n in range(4)]
+    mended = [
+        {"mask_id": f"m{n}", "parent_mask_id": f"p{n}", "repair": "better prompt", "rle": box_rle(0, 36)}
+        for n in range(4)
+    ]
+    parents = [
+        parent | {"replaced_by": child["mask_id"]} for parent, child in zip(parents, mended, strict=True)
+    ]
+    rows = {row["mask_id"]: row for of in commit_scored(store, [parents + mended]) for row in of}
+    answers = [
+        label_row(rows["m0"], "fixed", rle=box_rle(0, 40), iou=0.9),
+        label_row(rows["m1"], "no object"),
+        label_row(rows["m2"], "deleted"),
+        label_row(rows["m3"], "skipped"),
+    ]
+    store.append("labels", answers)
+    found = read_evidence(store)
+    assert found.promised["better prompt"] == pytest.approx([0.2] * 3)
+    assert sorted(found.gained["better prompt"]) == pytest.approx([0, 0, 0.15])
 
 
 def round_row(repairs: dict[str, Any]) -> dict[str, Any]:

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import distributed
 
 from engine.learn.checkpoints import load_checkpoint, save_checkpoint
 from engine.learn.data import spread_evenly
 from engine.learn.learnable import learnt_state, make_learner, parameter_groups, whole_weights
 from engine.learn.lessons import Lessons
+from engine.learn.processes import add_up, agree, find_place, share_gradients
 from engine.learn.stand_ins import StandIns
 from engine.learn.training_images import TrainingImage
 from engine.models.segmenter import Segmenter
@@ -88,7 +88,7 @@ def finetune(
         ConfigError: there is nothing to learn from, the checkpoint is another run's, a labelled file cannot be read, or too few
             images of the pool can be opened.
     """
-    rank, world = (distributed.get_rank(), distributed.get_world_size()) if _is_distributed() else (0, 1)
+    rank, world = find_place()
     fit, held = _hold_out(human, settings.seed)
     sources = _Sources(
         fit,
@@ -106,7 +106,7 @@ def finetune(
     saved = load_checkpoint(checkpoint, identity, segmenter.device) if checkpoint else None
     stand_ins = StandIns(saved.get("lost", ()) if saved else ())
     held = stand_ins.leave_out(held)
-    first, history = 0, [{"step": 0.0, "loss": 0.0, "iou": lessons.judge(held)}]
+    first, history = 0, [{"step": 0.0, "loss": 0.0, "iou": agree(lessons.judge(held), segmenter.device)}]
     best: dict[str, Any] = {"iou": history[0]["iou"], "step": 0, "state": learnt_state(model)}
     if saved:
         model.load_state_dict(saved["state"], strict=False)
@@ -129,17 +129,16 @@ def finetune(
                 if held_to:
                     lesson = partial(lessons.hold, rng=rng, weight=settings.distillation / settings.images)
                     total += stand_ins.give(lesson, held_to, sources.held, [settings.seed, 25, step, place])
-        _share_gradients(optimizer)
+        share_gradients(optimizer)
         torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
         optimizer.step()
         done = step + 1
         if done % settings.check_every == 0 or done == settings.steps:
-            if _is_distributed():
-                distributed.all_reduce(total)
+            add_up(total)
             looked = {
                 "step": float(done),
                 "loss": float(total) / (done - int(history[-1]["step"])),
-                "iou": _agree(lessons.judge(held), segmenter.device),
+                "iou": agree(lessons.judge(held), segmenter.device),
             }
             total.zero_()
             history.append(looked)
@@ -183,30 +182,6 @@ def _draw_images(
 
     own = [(draw(sources.pseudo), draw(sources.held)) for _ in range(settings.images - humans)]
     return [(draw(sources.human), None) for _ in range(humans)] + own
-
-
-def _share_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Sum of all processes' gradients, in every process."""
-    if not _is_distributed():
-        return
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            distributed.all_reduce(parameter.grad)
-
-
-def _agree(iou: float, device: torch.device) -> float:
-    """The first process's, in every process: all of them stop at the same update."""
-    if not _is_distributed():
-        return iou
-    agreed = torch.tensor([iou], device=device)
-    distributed.broadcast(agreed, 0)
-    return float(agreed)
-
-
-def _is_distributed() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
 
 
 def _is_settled(step: float, settings: FinetuneSettings) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 
 from engine.evaluate.bootstrap import ALL_TASKS
 from engine.learn.answers import LEARNT_UNTIL, is_kept_out
+from engine.masks.rle import mask_iou
 from engine.report.round_scope import RoundScope
 from engine.store.people import JUDGED, SAME_OBJECT
 from engine.triage.accept_error import bound_share
@@ -158,9 +159,7 @@ def _match(
     model: str, asked: Sequence[Mapping[str, Any]], masks: Sequence[Mapping[str, Any]]
 ) -> list[tuple[float, float]]:
     """Predicted and true IoU of the model's own mask for each one that was asked about: the very one, or, of another
-    model's, the mask that lies most on it or on the answer."""
-    from pycocotools import mask as coco
-
+    model's, the mask that lies most on it. To look at the answer for it would choose masks for being true."""
     by_id = {mask["mask_id"]: mask for mask in masks}
     pairs = []
     for row in asked:
@@ -168,16 +167,15 @@ def _match(
             if mask := by_id.get(row["mask_id"]):
                 pairs.append((mask["predicted_iou"], row["iou"]))
             continue
-        size = [row["height"], row["width"]]
-        others = [mask for mask in masks if [mask["height"], mask["width"]] == size]
+        size = row["height"], row["width"]
+        others = [mask for mask in masks if (mask["height"], mask["width"]) == size]
         if not others:
             continue
-        wanted = [{"size": size, "counts": of} for of in (row["shown"], row["rle"]) if of]
-        drawn = [{"size": size, "counts": mask["rle"]} for mask in others]
-        iou = np.asarray(coco.iou(drawn, wanted, [0] * len(wanted)))
-        best = int(iou.max(1).argmax())
-        if iou[best].max() > SAME_OBJECT:
-            pairs.append((others[best]["predicted_iou"], float(iou[best, 1]) if row["rle"] else 0.0))
+        like_N = mask_iou([mask["rle"] for mask in others], [row["shown"]], *size)[:, 0]
+        best = others[int(like_N.argmax())]
+        if like_N.max() > SAME_OBJECT:
+            true = mask_iou([best["rle"]], [row["rle"]], *size)[0, 0] if row["rle"] else 0.0
+            pairs.append((best["predicted_iou"], float(true)))
     return pairs
 
 

@@ -10,6 +10,7 @@ Shape suffixes: N masks, A answers, K tasks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,7 +30,7 @@ class Costs:
 
     Attributes:
         slope, middle: a mask is good with probability 1 / (1 + exp(-slope (predicted_iou - middle))).
-        look, fix: of a person, for each mask, and on top for each that is not good.
+        look, fix: of a person, for each mask, with the touching up of good ones, and on top for each that is not good.
         error: a mask that is accepted and not good.
         larger, prompt: mending with the larger model, and with a better prompt.
         kept: by remedy, the share of the gain that its head promises that comes true.
@@ -74,15 +75,15 @@ class Evidence:
 
     Attributes:
         predicted_iou_A, iou_A: of each mask that was answered, what was expected and what came of it (0 for no object).
-        masks_K, wrong_K, seconds_K: of each task with a time, how many masks it had, how many of them had to be mended, s.
-        promised, gained: by remedy, for each mask that was mended and answered, the gap its parent had and the true gain.
+        ious_K, seconds_K: of each task with a time, the same of its masks (0 for one that people added), and the time, s.
+        promised, gained: by remedy, for each mask that was mended and answered, the gap its parent had and the true gain (0 where
+            there is no object).
         machine_s: by remedy, measured seconds a mask; empty where nothing was mended yet.
     """
 
     predicted_iou_A: np.ndarray
     iou_A: np.ndarray
-    masks_K: np.ndarray
-    wrong_K: np.ndarray
+    ious_K: Sequence[np.ndarray]
     seconds_K: np.ndarray
     promised: dict[str, np.ndarray]
     gained: dict[str, np.ndarray]
@@ -147,11 +148,15 @@ def _fit_good(evidence: Evidence, settings: TriageSettings) -> tuple[float, floa
 
 
 def _fit_seconds(evidence: Evidence, settings: TriageSettings) -> tuple[float, float]:
-    """Seconds a mask and more seconds a wrong one, by least squares that cannot be negative."""
+    """Seconds a mask and more seconds one that is not good, by least squares that cannot be negative.
+
+    Touching up a good mask is a part of the look: asking is charged for no more than a look at what is good.
+    """
     from scipy.optimize import nnls
 
     taken = (evidence.seconds_K > 0) & (evidence.seconds_K <= _LONGEST_S)
-    tasks = np.column_stack([evidence.masks_K, evidence.wrong_K])[taken]
+    counts = [[len(ious), (ious < settings.good_iou).sum()] for ious in evidence.ious_K]
+    tasks = np.array(counts).reshape(-1, 2)[taken]
     prior = np.sqrt(_PRIOR_TASKS)
     rows = np.concatenate([tasks, [[prior, 0], [0, prior]]])
     seconds = np.concatenate([evidence.seconds_K[taken], [prior * settings.look_s, prior * settings.fix_s]])

@@ -16,22 +16,23 @@ if TYPE_CHECKING:
     from engine.store import Store
     from engine.store.snapshot import Snapshot
 
-# A mask that is not there, or was taken away, has no IoU with anything; one that was left as it was is right.
-_ANSWERS = """
-    SELECT m.predicted_iou, CASE WHEN l.verdict IN ('no object', 'deleted') THEN 0
-                                 ELSE coalesce(l.iou, CASE l.verdict WHEN 'correct' THEN 1 END) END AS true_iou
+# A mask that is not there, or was taken away, has no IoU with anything, and one that people added has none with what was shown;
+# one that was left as it was is right.
+_TRUE_IOU = "CASE WHEN verdict IN ('no object', 'deleted', 'new') THEN 0 WHEN verdict = 'correct' THEN coalesce(iou, 1) ELSE iou END"
+_ANSWERS = f"""
+    SELECT m.predicted_iou, {_TRUE_IOU} AS true_iou
     FROM labels l JOIN (SELECT DISTINCT ON (mask_id) mask_id, predicted_iou FROM masks
                         WHERE mask_id IN (SELECT mask_id FROM labels)) m USING (mask_id)
     WHERE m.predicted_iou IS NOT NULL AND NOT isnan(m.predicted_iou) AND true_iou IS NOT NULL
       AND l.verdict IN ('correct', 'fixed', 'no object', 'deleted')
 """
 _TASKS = f"""
-    SELECT count(*) AS masks, count(*) FILTER (verdict <> 'correct') AS wrong, any_value(seconds) AS seconds
+    SELECT list(coalesce({_TRUE_IOU}, 0)) AS ious, any_value(seconds) AS seconds
     FROM labels WHERE seconds IS NOT NULL AND verdict IN {JUDGED}
     GROUP BY queue, task_id, annotation_id
 """
 # What people answered for is the mask that was made, or whichever holds in its stead by now. Of masks that were mended the answer
-# tells the true gain; of those that could not be, it is none.
+# tells the true gain; of those that could not be, and where people took the mask away, it is none.
 _MENDED = """
     WITH RECURSIVE made AS (FROM masks WHERE repair IS NOT NULL),
     stands AS (
@@ -45,7 +46,8 @@ _MENDED = """
     FROM made c JOIN masks p ON p.mask_id = c.parent_mask_id AND p.model = c.model
     JOIN stands s ON s.mask_id = c.mask_id AND s.model = c.model
     JOIN labels l ON l.mask_id = s.place
-    WHERE l.rle IS NOT NULL AND l.verdict IN ('correct', 'fixed') AND l.height = c.height AND l.width = c.width
+    WHERE l.verdict IN ('no object', 'deleted')
+       OR (l.verdict IN ('correct', 'fixed') AND l.rle IS NOT NULL AND l.height = c.height AND l.width = c.width)
 """
 _MACHINE = "SELECT numbers FROM rounds WHERE step = 'triage' ORDER BY ended_at DESC LIMIT 10"
 
@@ -62,12 +64,11 @@ def read_evidence(store: Store) -> Evidence:
             if gap is None or np.isnan(gap):
                 continue
             promised[row["repair"]].append(gap)
-            gained[row["repair"]].append(_true_gain(row) if row["held"] else 0.0)
+            gained[row["repair"]].append(_true_gain(row) if row["held"] and row["truth"] else 0.0)
         return Evidence(
             predicted_iou_A=_column(answers, "predicted_iou"),
             iou_A=_column(answers, "true_iou"),
-            masks_K=_column(tasks, "masks"),
-            wrong_K=_column(tasks, "wrong"),
+            ious_K=[np.array(row["ious"], float) for row in tasks],
             seconds_K=_column(tasks, "seconds"),
             promised={remedy: np.array(of) for remedy, of in promised.items()},
             gained={remedy: np.array(of) for remedy, of in gained.items()},
