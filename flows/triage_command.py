@@ -122,6 +122,10 @@ def _explain(store: str, model: str | None, larger: str | None, settings: Any, d
     for remedy in menders:
         machine = costs.larger if remedy == "larger model" else costs.prompt
         typer.echo(f"  {remedy}: {machine:.3f} s, and {costs.kept[remedy]:.0%} of the promised gain")
+    if costs.overstated >= 0.005:
+        typer.echo(
+            f"  what a machine mended is taken for {costs.overstated:.2f} worse than its predicted_iou says"
+        )
     _warn(warn_of_accepting(costs, settings))
     _tell_unscored(count_unscored(opened, model))
 

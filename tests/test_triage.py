@@ -26,12 +26,13 @@ from schemas.settings import TriageSettings
 
 NEXT = "nano@ffffffffffff"
 SETTINGS = TriageSettings()
-NOBODY = Evidence(*(np.zeros(0) for _ in range(4)), promised={}, gained={}, machine_s={})
+NOBODY = Evidence(*(np.zeros(0) for _ in range(5)), promised={}, gained={}, machine_s={})
 COSTS = learn_costs(NOBODY, SETTINGS)
 REMEDIES = ("larger model", "better prompt")
 
 
 def after(**changes: Any) -> Costs:
+    changes.setdefault("mended_A", np.zeros(len(changes.get("iou_A", ()))))
     return learn_costs(replace(NOBODY, **changes), SETTINGS)
 
 
@@ -59,6 +60,24 @@ def test_many_answers_move_the_probability_towards_what_they_say() -> None:
     assert many.middle == pytest.approx(0.9, abs=0.02)
     assert many.p_good(np.array([0.8]))[0] < 0.1 < COSTS.p_good(np.array([0.8]))[0]
     assert many.slope > COSTS.slope, "and they are surer of it"
+
+
+def test_masks_that_a_machine_mended_and_that_promise_too_much_are_asked_about() -> None:
+    """Scores that say what is so, but for mended masks, which are 0.2 worse than theirs."""
+    rng = np.random.default_rng(0)
+    said, mended = rng.uniform(0.3, 1, 2000), rng.random(2000) < 0.3
+    true = (said - 0.2 * mended + rng.normal(0, 0.05, len(said))).clip(0, 1)
+    costs = after(predicted_iou_A=said, iou_A=true, mended_A=mended)
+    assert costs.overstated == pytest.approx(0.2, abs=0.03)
+    assert costs.middle == pytest.approx(SETTINGS.good_iou, abs=0.02), "the others are as good as they say"
+    q = np.array([0.84, 0.84])
+    decided = decide_masks(costs.expect_iou(q, np.array([False, True])), {}, {}, costs)
+    assert [DECISIONS[place] for place in decided.decision_N] == ["accept", "people"]
+    few = after(predicted_iou_A=said[:40], iou_A=true[:40], mended_A=mended[:40])
+    assert 0 < few.overstated < costs.overstated, "few answers change little"
+    assert COSTS.overstated == 0
+    better = after(predicted_iou_A=said, iou_A=(said + 0.1 * mended).clip(0, 1), mended_A=mended)
+    assert better.overstated == 0, "never a reason to accept sooner"
 
 
 def test_answers_that_contradict_the_score_make_it_worthless_but_never_turn_it_round() -> None:
@@ -375,6 +394,7 @@ def test_answers_are_read_as_evidence(store: Store) -> None:
     found = read_evidence(store)
     said = sorted(zip(found.predicted_iou_A.tolist(), found.iou_A.tolist(), strict=True))
     assert said == [(0.25, 0), (pytest.approx(0.8), 1)], "a score that is no number says nothing"
+    assert dict(zip(found.iou_A.tolist(), found.mended_A.tolist(), strict=True)) == {0: False, 1: True}
     assert ([sorted(ious) for ious in found.ious_K], found.seconds_K.tolist()) == ([[0, 1]], [30])
     # The prompt won 10 of 20 columns, whoever holds now; the larger model no more than was there, and once nothing.
     assert found.promised["better prompt"] == pytest.approx([0.4])

@@ -53,7 +53,7 @@ from schemas.settings import AcquisitionSettings, GenerateSettings, PoolSettings
 FEW = GenerateSettings(points_per_side=3, pred_iou_thresh=0.3, stability_score_thresh=0.3)
 # Where machines cost nothing and people much, whatever promises a gain is tried.
 EAGER = learn_costs(
-    Evidence(*(np.zeros(0) for _ in range(4)), promised={}, gained={}, machine_s={}),
+    Evidence(*(np.zeros(0) for _ in range(5)), promised={}, gained={}, machine_s={}),
     TriageSettings(machine_rate=0, look_s=10, gap_trust=1),
 )
 

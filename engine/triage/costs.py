@@ -34,6 +34,7 @@ class Costs:
         error: a mask that is accepted and not good.
         larger, prompt: mending with the larger model, and with a better prompt.
         kept: by remedy, the share of the gain that its head promises that comes true.
+        overstated: how much further than that of others the predicted_iou of masks that a machine mended lies above their IoU.
         answers: how many answers the probability was learnt from.
     """
 
@@ -45,7 +46,12 @@ class Costs:
     larger: float
     prompt: float
     kept: dict[str, float]
+    overstated: float
     answers: int
+
+    def expect_iou(self, predicted_iou_N: np.ndarray, mended_N: np.ndarray) -> np.ndarray:
+        """What `predicted_iou` means of masks of which a machine mended some, bool_N: comparable with one another, 0..1."""
+        return (predicted_iou_N - self.overstated * mended_N).clip(0, 1)
 
     def p_good(self, predicted_iou_N: np.ndarray) -> np.ndarray:
         """Probability that masks are good, 0..1."""
@@ -75,6 +81,7 @@ class Evidence:
 
     Attributes:
         predicted_iou_A, iou_A: of each mask that was answered, what was expected and what came of it (0 for no object).
+        mended_A: whether it is one that a machine mended, bool.
         ious_K, seconds_K: of each task with a time, the same of its masks (0 for one that people added), and the time, s.
         promised, gained: by remedy, for each mask that was mended and answered, the gap its parent had and the true gain (0 where
             there is no object).
@@ -83,6 +90,7 @@ class Evidence:
 
     predicted_iou_A: np.ndarray
     iou_A: np.ndarray
+    mended_A: np.ndarray
     ious_K: Sequence[np.ndarray]
     seconds_K: np.ndarray
     promised: dict[str, np.ndarray]
@@ -97,7 +105,8 @@ def learn_costs(evidence: Evidence, settings: TriageSettings) -> Costs:
     about `predicted_iou` by `spread`. Which masks were asked about does not bias it where the choice looked at
     `predicted_iou` alone.
     """
-    slope, middle = _fit_good(evidence, settings)
+    overstated = _fit_overstated(evidence)
+    slope, middle = _fit_good(evidence, settings, overstated)
     look, fix = _fit_seconds(evidence, settings)
     rate = settings.machine_rate
     machine = {"larger model": settings.larger_s, "better prompt": settings.prompt_s} | evidence.machine_s
@@ -110,6 +119,7 @@ def learn_costs(evidence: Evidence, settings: TriageSettings) -> Costs:
         larger=rate * machine["larger model"],
         prompt=rate * machine["better prompt"],
         kept={name: _fit_share(evidence, name, settings.gap_trust) for name in machine},
+        overstated=overstated,
         answers=len(evidence.iou_A),
     )
 
@@ -126,13 +136,27 @@ def warn_of_accepting(costs: Costs, settings: TriageSettings) -> str:
     )
 
 
-def _fit_good(evidence: Evidence, settings: TriageSettings) -> tuple[float, float]:
+def _fit_overstated(evidence: Evidence) -> float:
+    """How much more mended masks promise than others, IoU; nothing before anybody has answered.
+
+    Heads are fitted to single points, not to a remedy's prompts, and of several masks the one that promises most was kept.
+    """
+    too_much_A, mended_A = evidence.predicted_iou_A - evidence.iou_A, evidence.mended_A.astype(bool)
+    if not mended_A.any() or mended_A.all():
+        return 0.0
+    more = too_much_A[mended_A].mean() - too_much_A[~mended_A].mean()
+    sure = min(mended_A.sum(), (~mended_A).sum())
+    return float(np.clip(more, 0, 0.5) * sure / (sure + _PRIOR_ANSWERS))
+
+
+def _fit_good(evidence: Evidence, settings: TriageSettings, overstated: float) -> tuple[float, float]:
     from scipy.stats import norm
     from sklearn.linear_model import LogisticRegression
 
     expected_Q = norm.cdf((_PRIOR_Q - settings.good_iou) / settings.spread)
     good_A = evidence.iou_A >= settings.good_iou
-    q = np.concatenate([_PRIOR_Q, _PRIOR_Q, evidence.predicted_iou_A])
+    said_A = evidence.predicted_iou_A - overstated * evidence.mended_A
+    q = np.concatenate([_PRIOR_Q, _PRIOR_Q, said_A])
     good = np.concatenate([np.ones(len(_PRIOR_Q)), np.zeros(len(_PRIOR_Q)), good_A])
     prior = _PRIOR_ANSWERS / len(_PRIOR_Q)
     weight = np.concatenate([prior * expected_Q, prior * (1 - expected_Q), np.ones(len(good_A))])

@@ -45,7 +45,7 @@ def decide_masks(
     asked about, whichever is cheaper.
 
     Args:
-        predicted_iou_N: calibrated, 0..1.
+        predicted_iou_N: calibrated, 0..1; of mended masks what `Costs.expect_iou` makes of it.
         gaps: for each of `REMEDIES` that can be had, IoU that it promises for each mask; NaN for nothing.
         tried: for each of them, bool_N: it was tried on this mask before.
         costs: of each way.

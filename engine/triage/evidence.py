@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 # one that was left as it was is right.
 _TRUE_IOU = "CASE WHEN verdict IN ('no object', 'deleted', 'new') THEN 0 WHEN verdict = 'correct' THEN coalesce(iou, 1) ELSE iou END"
 _ANSWERS = f"""
-    SELECT m.predicted_iou, {_TRUE_IOU} AS true_iou
-    FROM labels l JOIN (SELECT DISTINCT ON (mask_id) mask_id, predicted_iou FROM masks
+    SELECT m.predicted_iou, {_TRUE_IOU} AS true_iou, m.repair IS NOT NULL AS mended
+    FROM labels l JOIN (SELECT DISTINCT ON (mask_id) mask_id, predicted_iou, repair FROM masks
                         WHERE mask_id IN (SELECT mask_id FROM labels)) m USING (mask_id)
     WHERE m.predicted_iou IS NOT NULL AND NOT isnan(m.predicted_iou) AND true_iou IS NOT NULL
       AND l.verdict IN ('correct', 'fixed', 'no object', 'deleted')
@@ -68,6 +68,7 @@ def read_evidence(store: Store) -> Evidence:
         return Evidence(
             predicted_iou_A=_column(answers, "predicted_iou"),
             iou_A=_column(answers, "true_iou"),
+            mended_A=_column(answers, "mended"),
             ious_K=[np.array(row["ious"], float) for row in tasks],
             seconds_K=_column(tasks, "seconds"),
             promised={remedy: np.array(of) for remedy, of in promised.items()},

@@ -35,7 +35,7 @@ _SPENT = ", ".join(
     for remedy in REMEDIES
 )
 _MASKS = f"""
-    SELECT m.mask_id, m.image_id, m.predicted_iou, m.model_gap, m.prompt_gap, {_SPENT}
+    SELECT m.mask_id, m.image_id, m.predicted_iou, m.repair IS NOT NULL AS mended, m.model_gap, m.prompt_gap, {_SPENT}
     FROM masks m
     LEFT JOIN (SELECT parent_mask_id, list(repair) AS tried FROM masks WHERE model = $model AND parent_mask_id IS NOT NULL
                GROUP BY parent_mask_id) t ON t.parent_mask_id = m.mask_id
@@ -145,7 +145,8 @@ def _ask_about(snapshot: Snapshot, model: str) -> dict[str, Any]:
 def _decide(batch: pa.RecordBatch, costs: Costs, remedies: tuple[str, ...]) -> Decided:
     gaps = {remedy: _floats(batch, REMEDIES[remedy]) for remedy in remedies}
     tried = {remedy: batch[remedy].to_numpy(zero_copy_only=False).astype(bool) for remedy in remedies}
-    return decide_masks(_floats(batch, "predicted_iou"), gaps, tried, costs)
+    mended_N = batch["mended"].to_numpy(zero_copy_only=False).astype(bool)
+    return decide_masks(costs.expect_iou(_floats(batch, "predicted_iou"), mended_N), gaps, tried, costs)
 
 
 def _table(batch: pa.RecordBatch, triage_id: str, decided: Decided) -> pa.Table:
