@@ -132,20 +132,19 @@ def _draw_polygons(polygons: list[Any], image: dict[str, Any]) -> dict[str, Any]
     if not _is_size(size):
         raise ValueError(f"is of {image['file_name']}, which has no height and width in pixels")
     outlines = []
-    for polygon in filter(lambda polygon: polygon != [], polygons):
+    for polygon in polygons:
         try:
             outline = np.asarray(polygon, float)
         except (ValueError, TypeError, OverflowError):
             outline = np.empty((0, 0))
         if outline.ndim != 1:
             raise ValueError("has a polygon that is no list of numbers")
-        if len(outline) % 2 or len(outline) < 6:
-            raise ValueError(
-                f"has a polygon of {len(outline)} numbers; x and y of three points are the least"
-            )
+        if len(outline) % 2:
+            raise ValueError(f"has a polygon of {len(outline)} numbers; each point has x and y")
         if not (np.abs(outline) < _FARTHEST).all():  # nor is NaN
             raise ValueError("has a polygon with a point that is no number, or far outside of any picture")
-        outlines.append(outline.tolist())
+        if len(outline) >= 6:  # a point or a line encloses nothing
+            outlines.append(outline.tolist())
     return coco_mask.merge(coco_mask.frPyObjects(outlines, *size)) if outlines else None
 
 
