@@ -16,6 +16,7 @@ from engine.review.queue import AnsweredTask
 from engine.review.shapes import draw_region, is_shape
 
 _NO_OBJECT = "no object"
+_LONGEST_S = float(np.finfo(np.float32).max)  # that the column holds
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,6 @@ def _read_answer(
     queue: str, task: AnsweredTask, item: AskedItem, answer: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     annotation_id, answered_at = identify(answer, task)
-    seconds = answer.get("lead_time")
     common: dict[str, Any] = {
         "queue": queue,
         "item_key": task.item_key,
@@ -81,7 +81,7 @@ def _read_answer(
         "model": item.model,
         "height": item.size[0],
         "width": item.size[1],
-        "seconds": float(seconds) if isinstance(seconds, int | float) else None,
+        "seconds": _read_seconds(answer.get("lead_time")),
         "answered_at": answered_at,
         "task_changed_at": task.changed_at,
     }
@@ -211,6 +211,11 @@ def _read_time(text: Any, otherwise: datetime) -> datetime:
     except ValueError:
         return otherwise
     return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def _read_seconds(time: Any) -> float | None:
+    """None for what is no time: one NaN among them, and no average says anything."""
+    return float(time) if isinstance(time, int | float) and 0 <= time <= _LONGEST_S else None
 
 
 def _hash_answer(answer: Mapping[str, Any]) -> str:
