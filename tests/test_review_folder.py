@@ -1,4 +1,4 @@
-"""A queue that is a folder lies in people's hands."""
+"""A queue that is a folder lies in people's hands: they mend its files."""
 
 from __future__ import annotations
 
@@ -33,6 +33,32 @@ def export(queue: Path, *tasks: dict[str, Any], **changes: Any) -> None:
         for number, task in enumerate(tasks, 1)
     ]
     (queue / "answers" / "export.json").write_text(json.dumps(answered))
+
+
+def verdicts(store: Store) -> list[str]:
+    return [row["verdict"] for row in store.query("FROM labels ORDER BY annotation_id, region").to_pylist()]
+
+
+def test_an_answer_that_is_mended_in_its_file_comes_again_though_its_date_is_the_same(
+    store: Store, tmp_path: Path
+) -> None:
+    queue = tmp_path / "review"
+    side = FolderSide(queue)
+    push_masks(store, side.queue, 20)
+    task, other = side.tasks()[:2]
+    damaged = json.loads(json.dumps(task))
+    region = damaged["predictions"][0]["result"][0]
+    region["value"]["rle"] = region["value"]["rle"][:20]
+    export(queue, damaged, other)
+    pull_answers(store, side.queue)
+    assert sorted(verdicts(store)) == ["correct"] * 7 + ["unreadable"]
+    export(queue, task, other)
+    assert pull_answers(store, side.queue).answers == 1
+    assert verdicts(store) == ["correct"] * 8
+    export(queue, task, other, prediction={"created_ago": "2 hours"})
+    assert pull_answers(store, side.queue).answers == 0, "nobody answered otherwise"
+    export(queue, task, other, result=task["predictions"][0]["result"][1:], updated_at="2025-12-31T00:00:00Z")
+    assert pull_answers(store, side.queue).answers == 0, "an export from before takes no answer back"
 
 
 @pytest.mark.parametrize("seconds", ["NaN", "Infinity", "-5.0", "-0.001", "1" + "0" * 400, '"3"', "null"])

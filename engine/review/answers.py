@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -59,18 +60,29 @@ def identify(answer: Mapping[str, Any], task: AnsweredTask) -> tuple[str, dateti
     return str(answer.get("id") or answer.get("unique_id") or _hash_answer(answer)), changed_at
 
 
+def digest_answer(answer: Mapping[str, Any]) -> str:
+    """Hash of all that rows of `labels` take from an answer, 16 hex digits; their `label_id` begins with it.
+
+    What else a server says of an answer may change by itself.
+    """
+    said = [answer.get("result"), answer.get("was_cancelled"), answer.get("lead_time")]
+    text = json.dumps([*said, _name_annotator(answer.get("completed_by"))], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def withdraw(row: Mapping[str, Any], task: AnsweredTask) -> dict[str, Any]:
     """The row that takes the place of an answer which is no longer there."""
     gone = {"verdict": "withdrawn", "said": None, "rle": None, "area": None, "iou": None, "agreement": None}
     at = {"answered_at": task.changed_at, "task_changed_at": task.changed_at}
     name = _name(row["queue"], row["task_id"], row["annotation_id"], row["region"], task.changed_at)
-    return {**row, **gone, **at, "label_id": name}
+    return {**row, **gone, **at, "label_id": row["label_id"][:16] + name}
 
 
 def _read_answer(
     queue: str, task: AnsweredTask, item: AskedItem, answer: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     annotation_id, answered_at = identify(answer, task)
+    digest = digest_answer(answer)
     common: dict[str, Any] = {
         "queue": queue,
         "item_key": task.item_key,
@@ -99,7 +111,7 @@ def _read_answer(
         kind = kinds.get(region)
         made = {
             **common,
-            "label_id": _name(queue, task.task_id, annotation_id, region, answered_at),
+            "label_id": digest + _name(queue, task.task_id, annotation_id, region, answered_at),
             "mask_id": region if region in item.rles or region in item.mask_ids else None,
             "region": region,
             "verdict": verdict,
@@ -224,4 +236,4 @@ def _hash_answer(answer: Mapping[str, Any]) -> str:
 
 def _name(queue: str, task: str, annotation: str, region: str, answered_at: datetime) -> str:
     text = "\0".join([queue, task, annotation, region, answered_at.isoformat()])
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from engine.review.answers import AskedItem, identify, list_results, read_answers, withdraw
+from engine.review.answers import AskedItem, digest_answer, identify, list_results, read_answers, withdraw
 from engine.review.queue import AnsweredTask, ReviewQueue
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ _OVERLAP = timedelta(seconds=90)
 # Rows of answers by (task_id, annotation_id): through a folder, answers of several servers may bear the same number.
 _Known = Mapping[tuple[str, str], Mapping[str, Any]]
 _KNOWN = """
-    SELECT task_id, annotation_id, any_value(verdict) AS verdict, max(answered_at) AS answered_at, max(task_changed_at) AS changed_at
+    SELECT task_id, annotation_id, any_value(verdict) AS verdict, max(answered_at) AS answered_at, max(task_changed_at) AS changed_at,
+           list(DISTINCT label_id[:16]) AS digests
     FROM labels WHERE queue = $queue GROUP BY task_id, annotation_id
 """
 _ITEMS = "SELECT * FROM reviews WHERE queue = $queue AND list_contains($keys, item_key)"
@@ -115,10 +116,13 @@ def _read_tasks(
 
 
 def _is_known(answer: Mapping[str, Any], task: AnsweredTask, known: _Known) -> bool:
-    """Whether an answer is in the store as it is now."""
+    """Whether an answer is in the store as it is now, or a later one in its stead."""
     name, answered_at = identify(answer, task)
     stored = known.get((task.task_id, name))
-    return stored is not None and stored["verdict"] != "withdrawn" and stored["answered_at"] >= answered_at
+    if stored is None or stored["verdict"] == "withdrawn" or stored["answered_at"] < answered_at:
+        return False
+    # What is mended in a file by hand keeps its date.
+    return stored["answered_at"] > answered_at or digest_answer(answer) in stored["digests"]
 
 
 def _find_gone(tasks: Sequence[AnsweredTask], known: _Known) -> list[tuple[str, str]]:
