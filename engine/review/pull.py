@@ -27,7 +27,7 @@ _KNOWN = """
            list(DISTINCT label_id[:16]) AS digests
     FROM labels WHERE queue = $queue GROUP BY task_id, annotation_id
 """
-_ITEMS = "SELECT * FROM reviews WHERE queue = $queue AND list_contains($keys, item_key)"
+_ITEMS = "SELECT * FROM reviews WHERE list_contains($keys, item_key)"
 _SHOWN = """
     SELECT mask_id, any_value(rle) AS rle FROM masks
     WHERE list_contains($images, image_id) AND list_contains($mask_ids, mask_id) GROUP BY mask_id
@@ -43,13 +43,15 @@ class PullReport:
         queue: where.
         answers: answers that are new or changed.
         verdicts: how many rows of each.
-        strangers: tasks that bear a key which this store never sent, or none.
+        strangers: tasks that bear a key which was never sent to this queue, or none.
+        elsewhere: how many of them this store sent to which other queue.
     """
 
     queue: str
     answers: int = 0
     verdicts: Counter[str] = field(default_factory=Counter)
     strangers: int = 0
+    elsewhere: Counter[str] = field(default_factory=Counter)
 
 
 def pull_answers(
@@ -94,10 +96,14 @@ def _read_tasks(
     gone = _find_gone(tasks, known)
     asked = {"queue": queue, "tasks": sorted({task_id for task_id, _ in gone})}
 
-    def read(snapshot: Snapshot) -> tuple[dict[str, AskedItem], list[dict[str, Any]]]:
-        return _load_items(snapshot, queue, tasks), snapshot.rows(_OLD_ROWS, asked) if gone else []
+    def read(snapshot: Snapshot) -> tuple[dict[str, AskedItem], dict[str, str], list[dict[str, Any]]]:
+        sent = snapshot.rows(_ITEMS, {"keys": [task.item_key for task in tasks]})
+        here = [row for row in sent if row["queue"] == queue]
+        elsewhere = {row["item_key"]: row["queue"] for row in sent if row["queue"] != queue}
+        said = snapshot.rows(_OLD_ROWS, asked) if gone else []
+        return _load_items(snapshot, here, tasks), elsewhere, said
 
-    items, said = store.read(read)
+    items, elsewhere, said = store.read(read)
     old: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in said:
         old.setdefault((row["task_id"], row["annotation_id"]), []).append(row)
@@ -106,6 +112,8 @@ def _read_tasks(
         item = items.get(task.item_key)
         if item is None:
             report.strangers += 1
+            if task.item_key in elsewhere:
+                report.elsewhere[elsewhere[task.item_key]] += 1
             continue
         if not all(_is_known(answer, task, known) for answer in task.annotations):
             # All of them: where one of several answers changed, so did what the others agree with.
@@ -135,9 +143,10 @@ def _find_gone(tasks: Sequence[AnsweredTask], known: _Known) -> list[tuple[str, 
     ]
 
 
-def _load_items(snapshot: Snapshot, queue: str, tasks: Sequence[AnsweredTask]) -> dict[str, AskedItem]:
-    """What each task asks about, with the masks that it shows or showed before."""
-    rows = snapshot.rows(_ITEMS, {"queue": queue, "keys": [task.item_key for task in tasks]})
+def _load_items(
+    snapshot: Snapshot, rows: Sequence[Mapping[str, Any]], tasks: Sequence[AnsweredTask]
+) -> dict[str, AskedItem]:
+    """What each task asks about, by its row of `reviews`, with the masks that it shows or showed before."""
     regions = {
         str(region.get("id"))
         for task in tasks
