@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Annotated, Any
 
@@ -25,6 +26,7 @@ from flows.triage_command import triage
 from schemas.errors import GapmapError
 
 _INTERRUPTED = 130  # what Typer makes of Ctrl-C
+_TERMINATED = 128 + signal.SIGTERM
 
 app = typer.Typer(
     name="gapmap",
@@ -65,6 +67,7 @@ def main(arguments: list[str] | None = None) -> Any:
     """Run a command; what goes wrong as foreseen ends it with a sentence, an interruption with how to go on."""
     from pydantic import ValidationError
 
+    before = signal.signal(signal.SIGTERM, _end)
     try:
         return app(args=arguments)
     except GapmapError as error:
@@ -76,7 +79,7 @@ def main(arguments: list[str] | None = None) -> Any:
                 name += "econds"
             typer.secho(f"gapmap: {name}: {fault['msg']} (given: {fault['input']!r})", fg="red", err=True)
     except SystemExit as end:
-        if end.code == _INTERRUPTED:
+        if end.code in (_INTERRUPTED, _TERMINATED):
             text = "gapmap: stopped. What was committed stays; the same command goes on from there."
             typer.secho(text, err=True)
         raise
@@ -85,7 +88,16 @@ def main(arguments: list[str] | None = None) -> Any:
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
         typer.secho(f"gapmap: Prefect cannot run this: {reason}", fg="red", err=True)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     sys.exit(1)
+
+
+def _end(*_: Any) -> None:
+    """As Ctrl-C does: what was begun is cleared away, and the run told to have ended."""
+    # `timeout` sends it to the command, and once more to its group.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(_TERMINATED)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
-import signal
 import subprocess
 import traceback
 from typing import Any
+from unittest.mock import patch
 
 
 def quiet_prefect() -> None:
@@ -37,13 +38,12 @@ def tether_server() -> None:
 
         def _run_uvicorn_command(self) -> subprocess.Popen[Any]:
             self._dismiss()
-            # Ctrl-C reaches every process of the terminal. The server inherits that it is blocked, so that this one
-            # still has it to tell that the run ended; a server that is gone is asked again for more than a minute.
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            try:
+            # Ctrl-C reaches every process of the terminal, and whoever ends a job ends all of its group. The server is in
+            # neither, so that this one still has it to tell that the run ended; a server that is gone is asked again for
+            # more than a minute.
+            apart = functools.partial(subprocess.Popen, start_new_session=True)
+            with patch.object(subprocess, "Popen", apart):
                 server = super()._run_uvicorn_command()
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             # The pipe closes with this process, and nobody else can have the server's number before that:
             # the server stays this process's child, and at a regular end the watch is dismissed first.
             self._watch = subprocess.Popen(

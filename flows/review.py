@@ -56,6 +56,7 @@ class PullSummary(BaseModel):
     answers: int
     verdicts: dict[str, int]
     strangers: int
+    elsewhere: dict[str, int]
 
 
 @flow(name="review-push", persist_result=False)
@@ -95,7 +96,7 @@ def review_pull(
     """Write what people answered since the last pull to the table `labels`, and tell of it as an event."""
     target, asked = _open(store, queue, project, media, media_url, 1)
     report = pull(target, asked)
-    return PullSummary(**{**vars(report), "verdicts": dict(report.verdicts)})
+    return PullSummary(**vars(report))
 
 
 def _open(

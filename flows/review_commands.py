@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows.own_prefect import quiet_prefect, tether_server
 from flows.store_commands import ModelOption, StoreOption, absolute_address
+
+if TYPE_CHECKING:
+    from flows.review import PullSummary
 
 QueueOption = Annotated[
     str | None,
@@ -123,12 +126,23 @@ def pull(
     tether_server()
     from flows.review import review_pull
 
-    summary = review_pull(absolute_address(store), queue, project, media, media_url)
+    show_answers(review_pull(absolute_address(store), queue, project, media, media_url))
+
+
+def show_answers(summary: PullSummary) -> None:
+    """Print what a pull found, and what it left alone."""
     counts = ", ".join(f"{count} {verdict}" for verdict, count in summary.verdicts.items())
     typer.echo(f"{summary.answers} new or changed answers" + (f": {counts}" if counts else ""))
-    if summary.strangers:
+    for name, count in summary.elsewhere.items():
         typer.secho(
-            f"{summary.strangers} tasks among the answers were never sent from this store; they are left alone",
+            f"{count} tasks among the answers were sent to {name}, not to {summary.queue}; they are left alone. Pull them from "
+            "there; if that folder was moved here, put it back.",
+            fg="yellow",
+            err=True,
+        )
+    if unknown := summary.strangers - sum(summary.elsewhere.values()):
+        typer.secho(
+            f"{unknown} tasks among the answers were never sent from this store; they are left alone",
             fg="yellow",
             err=True,
         )

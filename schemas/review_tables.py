@@ -54,7 +54,7 @@ LABELS = pa.schema(
         documented(
             "label_id",
             pa.string(),
-            "hash of queue, task, annotation, region and time of the answer, 32 hex digits",
+            "hash of what was answered, then of queue, task, annotation, region and time of the answer: 16 hex digits each",
         ),
         documented("queue", pa.string(), "where it was answered"),
         documented("item_key", pa.string(), "task that was answered"),

@@ -93,9 +93,7 @@ def pull(store: Store, queue: ReviewQueue, progress: Callable[[int], None] | Non
     report = pull_answers(store, queue, progress=progress)
     get_run_logger().info("%d answers: %s", report.answers, dict(report.verdicts))
     if report.strangers:
-        get_run_logger().warning(
-            "%d tasks among the answers were never sent from this store", report.strangers
-        )
+        get_run_logger().warning("%d tasks among the answers were never sent to this queue", report.strangers)
     if report.answers:
         _tell(store, report)
     return report

@@ -1,4 +1,4 @@
-"""kill -9 at any moment, or Ctrl-C, and start again: the store ends like one that was never disturbed."""
+"""kill -9 at any moment, SIGTERM or Ctrl-C, and start again: the store ends like one that was never disturbed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -82,8 +83,15 @@ def test_ten_kills_leave_the_store_of_an_undisturbed_run(
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_a_terminal_ends_at_once_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    """A terminal sends it to the command and to the temporary server of Prefect that it started."""
+@pytest.mark.parametrize(
+    ("end", "number", "code"),
+    [(os.killpg, signal.SIGINT, 130), (os.killpg, signal.SIGTERM, 143), (os.kill, signal.SIGTERM, 143)],
+    ids=["ctrl-c", "its job is ended", "it is ended"],
+)
+def test_a_command_that_is_stopped_ends_at_once_and_the_same_command_goes_on(
+    end: Callable[[int, int], None], number: int, code: int, tmp_path: Path
+) -> None:
+    """A terminal sends Ctrl-C to the command and to the temporary server of Prefect that it started, as `timeout` sends SIGTERM."""
     pool, store = tmp_path / "pool", tmp_path / "store"
     pool.mkdir()
     for seed in range(IMAGES_IN_POOL):
@@ -96,12 +104,13 @@ def test_ctrl_c_in_a_terminal_ends_at_once_and_the_same_command_goes_on(tmp_path
     )  # fmt: skip
     wait_for_a_new_file(store / "images", process)
     began = time.monotonic()
-    os.killpg(process.pid, signal.SIGINT)
+    end(process.pid, number)
     _, said = process.communicate(timeout=300)
-    assert process.returncode == 130, said
+    assert process.returncode == code, said
     assert time.monotonic() - began < 45
     assert "stopped. What was committed stays; the same command goes on from there." in said
     assert "Traceback" not in said
+    assert "Prefect" not in said
     done = committed(store)
     assert 0 < done < IMAGES_IN_POOL
     run(pool, store, environment)
@@ -115,7 +124,7 @@ def hear_ctrl_c() -> None:
 
 def wait_for_a_new_file(store: Path, process: subprocess.Popen[bytes]) -> None:
     seen = len(list(store.rglob("*.parquet")))
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(list(store.rglob("*.parquet"))) == seen and process.poll() is None:
         assert time.monotonic() < deadline, "nothing is written"
         time.sleep(0.02)

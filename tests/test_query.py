@@ -318,6 +318,25 @@ def test_results_as_csv_json_and_table(filled: Store) -> None:
     assert out["table"].count("[3]") == 2
 
 
+@pytest.mark.parametrize("to_file", [False, True])
+def test_a_result_with_numbers_that_are_not_finite_is_json_that_any_reader_takes(
+    filled: Store, tmp_path: Path, to_file: bool
+) -> None:
+    sql = """
+        SELECT 'nan'::DOUBLE AS "row", '-inf'::FLOAT AS b, [1, 'inf'::DOUBLE] AS c, {'NaN': 'nan'::DOUBLE, 'x': 'a "NaN, \\'} AS d,
+               'Infinity' AS "e""f", n_masks FROM images ORDER BY uri
+    """
+    out, stream = tmp_path / "result.json", io.StringIO()
+    filled.write_query(sql, "json", str(out) if to_file else stream)
+    text = out.read_text() if to_file else stream.getvalue()
+    row = {"row": None, "b": None, "c": [1, None], "d": {"NaN": None, "x": 'a "NaN, \\'}}
+    assert json.loads(text, parse_constant=pytest.fail) == [{**row, 'e"f': "Infinity", "n_masks": 3}] * 2
+    assert len(text.splitlines()) == 4, "one object a line"
+    none = io.StringIO()
+    filled.write_query("FROM images WHERE false", "json", none)
+    assert json.loads(none.getvalue()) == []
+
+
 def test_results_as_files(filled: Store, tmp_path: Path, s3_root: tuple[str, dict[str, Any]]) -> None:
     import fsspec
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from engine.review.queue import AnsweredTask
 from engine.review.shapes import draw_region, is_shape
 
 _NO_OBJECT = "no object"
+_LONGEST_S = float(np.finfo(np.float32).max)  # that the column holds
 
 
 @dataclass(frozen=True)
@@ -60,23 +62,33 @@ def identify(answer: Mapping[str, Any], task: AnsweredTask) -> tuple[str, dateti
     return str(answer.get("id") or answer.get("unique_id") or _hash_answer(answer)), changed_at
 
 
+def digest_answer(answer: Mapping[str, Any]) -> str:
+    """Hash of all that rows of `labels` take from an answer, 16 hex digits; their `label_id` begins with it.
+
+    What else a server says of an answer may change by itself.
+    """
+    said = [answer.get("result"), answer.get("was_cancelled"), answer.get("lead_time")]
+    text = json.dumps([*said, _name_annotator(answer.get("completed_by"))], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def withdraw(row: Mapping[str, Any], task: AnsweredTask) -> dict[str, Any]:
     """The row that takes the place of an answer which is no longer there."""
     gone = {"verdict": "withdrawn", "said": None, "rle": None, "area": None, "iou": None, "agreement": None}
     at = {"answered_at": task.changed_at, "task_changed_at": task.changed_at}
     name = _name(row["queue"], row["task_id"], row["annotation_id"], row["region"], task.changed_at)
-    return {**row, **gone, **at, "label_id": name}
+    return {**row, **gone, **at, "label_id": row["label_id"][:16] + name}
 
 
 def _read_answer(
     queue: str, task: AnsweredTask, item: AskedItem, answer: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     annotation_id, answered_at = identify(answer, task)
+    digest = digest_answer(answer)
     results = list_results(answer)
     regions = [result for result in results if is_shape(result)]
     there = {str(region.get("id", "")) for region in regions}
     model, asked_ids = _find_shown(item, there)
-    seconds = answer.get("lead_time")
     common: dict[str, Any] = {
         "queue": queue,
         "item_key": task.item_key,
@@ -87,7 +99,7 @@ def _read_answer(
         "model": model,
         "height": item.size[0],
         "width": item.size[1],
-        "seconds": float(seconds) if isinstance(seconds, int | float) else None,
+        "seconds": _read_seconds(answer.get("lead_time")),
         "answered_at": answered_at,
         "task_changed_at": task.changed_at,
     }
@@ -103,7 +115,7 @@ def _read_answer(
         kind = kinds.get(region)
         made = {
             **common,
-            "label_id": _name(queue, task.task_id, annotation_id, region, answered_at),
+            "label_id": digest + _name(queue, task.task_id, annotation_id, region, answered_at),
             "mask_id": region if region in item.rles or region in item.mask_ids else None,
             "region": region,
             "verdict": verdict,
@@ -224,10 +236,15 @@ def _read_time(text: Any, otherwise: datetime) -> datetime:
     return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
+def _read_seconds(time: Any) -> float | None:
+    """None for what is no time: one NaN among them, and no average says anything."""
+    return float(time) if isinstance(time, int | float) and 0 <= time <= _LONGEST_S else None
+
+
 def _hash_answer(answer: Mapping[str, Any]) -> str:
     return hashlib.sha256(repr(sorted(answer.items(), key=lambda of: of[0])).encode()).hexdigest()[:16]
 
 
 def _name(queue: str, task: str, annotation: str, region: str, answered_at: datetime) -> str:
     text = "\0".join([queue, task, annotation, region, answered_at.isoformat()])
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

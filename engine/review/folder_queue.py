@@ -3,6 +3,7 @@
 FOLDER/tasks/ITEM_KEY.json     one task each, as Label Studio imports them
 FOLDER/tasks.json              all that nobody has answered, in one file
 FOLDER/media/…                 the pictures
+FOLDER/queue.txt               what the queue is called in the store
 FOLDER/answers/*.json          what comes back: exports of Label Studio (JSON), or of anything that writes the same
 
 An answer's task is known by `data.item_key`, so the tasks may have gone through any Label Studio on the way.
@@ -39,8 +40,9 @@ class FolderQueue:
 
     @property
     def name(self) -> str:
-        """`folder:` and its path."""
-        return f"folder:{self._folder}"
+        """`folder:` and the path at which it was pushed to first: moved or copied, it is the same queue."""
+        named = self._named.read_text().strip() if self._named.exists() else ""
+        return named if named.startswith("folder:") else f"folder:{self._folder}"
 
     @property
     def address(self) -> str:
@@ -57,6 +59,11 @@ class FolderQueue:
         left_out: Callable[[ReviewItem, str], None],
         answered: Collection[str],
     ) -> None:
+        if not self._named.exists():
+            name = self.name
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with written_whole(self._named) as part:
+                part.write_text(f"{name}\n")
         for item in items:
             try:
                 self._write(item)
@@ -125,6 +132,10 @@ class FolderQueue:
             file.write("]")
         with written_whole(self._folder / "interface.xml") as part:
             part.write_text(LABEL_CONFIG)
+
+    @property
+    def _named(self) -> Path:
+        return self._folder / "queue.txt"
 
     def _task(self, key: str) -> Path:
         return self._folder / "tasks" / f"{key}.json"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from engine.review.answers import AskedItem, identify, list_results, read_answers, withdraw
+from engine.review.answers import AskedItem, digest_answer, identify, list_results, read_answers, withdraw
 from engine.review.queue import AnsweredTask, ReviewQueue
 
 if TYPE_CHECKING:
@@ -23,10 +23,11 @@ _OVERLAP = timedelta(seconds=90)
 # Rows of answers by (task_id, annotation_id): through a folder, answers of several servers may bear the same number.
 _Known = Mapping[tuple[str, str], Mapping[str, Any]]
 _KNOWN = """
-    SELECT task_id, annotation_id, any_value(verdict) AS verdict, max(answered_at) AS answered_at, max(task_changed_at) AS changed_at
+    SELECT task_id, annotation_id, any_value(verdict) AS verdict, max(answered_at) AS answered_at, max(task_changed_at) AS changed_at,
+           list(DISTINCT label_id[:16]) AS digests
     FROM labels WHERE queue = $queue GROUP BY task_id, annotation_id
 """
-_ITEMS = "SELECT * FROM reviews WHERE queue = $queue AND list_contains($keys, item_key)"
+_ITEMS = "SELECT * FROM reviews WHERE list_contains($keys, item_key)"
 _SHOWN = """
     SELECT mask_id, any_value(rle) AS rle, any_value(model) AS model FROM masks
     WHERE list_contains($images, image_id) AND list_contains($mask_ids, mask_id) GROUP BY mask_id
@@ -42,13 +43,15 @@ class PullReport:
         queue: where.
         answers: answers that are new or changed.
         verdicts: how many rows of each.
-        strangers: tasks that bear a key which this store never sent, or none.
+        strangers: tasks that bear a key which was never sent to this queue, or none.
+        elsewhere: how many of them this store sent to which other queue.
     """
 
     queue: str
     answers: int = 0
     verdicts: Counter[str] = field(default_factory=Counter)
     strangers: int = 0
+    elsewhere: Counter[str] = field(default_factory=Counter)
 
 
 def pull_answers(
@@ -93,10 +96,14 @@ def _read_tasks(
     gone = _find_gone(tasks, known)
     asked = {"queue": queue, "tasks": sorted({task_id for task_id, _ in gone})}
 
-    def read(snapshot: Snapshot) -> tuple[dict[str, AskedItem], list[dict[str, Any]]]:
-        return _load_items(snapshot, queue, tasks), snapshot.rows(_OLD_ROWS, asked) if gone else []
+    def read(snapshot: Snapshot) -> tuple[dict[str, AskedItem], dict[str, str], list[dict[str, Any]]]:
+        sent = snapshot.rows(_ITEMS, {"keys": [task.item_key for task in tasks]})
+        here = [row for row in sent if row["queue"] == queue]
+        elsewhere = {row["item_key"]: row["queue"] for row in sent if row["queue"] != queue}
+        said = snapshot.rows(_OLD_ROWS, asked) if gone else []
+        return _load_items(snapshot, here, tasks), elsewhere, said
 
-    items, said = store.read(read)
+    items, elsewhere, said = store.read(read)
     old: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in said:
         old.setdefault((row["task_id"], row["annotation_id"]), []).append(row)
@@ -105,6 +112,8 @@ def _read_tasks(
         item = items.get(task.item_key)
         if item is None:
             report.strangers += 1
+            if task.item_key in elsewhere:
+                report.elsewhere[elsewhere[task.item_key]] += 1
             continue
         if task.shown:  # what is planned may have changed since
             item = replace(item, model=task.shown[0], mask_ids=task.shown[1])
@@ -117,10 +126,13 @@ def _read_tasks(
 
 
 def _is_known(answer: Mapping[str, Any], task: AnsweredTask, known: _Known) -> bool:
-    """Whether an answer is in the store as it is now."""
+    """Whether an answer is in the store as it is now, or a later one in its stead."""
     name, answered_at = identify(answer, task)
     stored = known.get((task.task_id, name))
-    return stored is not None and stored["verdict"] != "withdrawn" and stored["answered_at"] >= answered_at
+    if stored is None or stored["verdict"] == "withdrawn" or stored["answered_at"] < answered_at:
+        return False
+    # What is mended in a file by hand keeps its date.
+    return stored["answered_at"] > answered_at or digest_answer(answer) in stored["digests"]
 
 
 def _find_gone(tasks: Sequence[AnsweredTask], known: _Known) -> list[tuple[str, str]]:
@@ -133,9 +145,10 @@ def _find_gone(tasks: Sequence[AnsweredTask], known: _Known) -> list[tuple[str, 
     ]
 
 
-def _load_items(snapshot: Snapshot, queue: str, tasks: Sequence[AnsweredTask]) -> dict[str, AskedItem]:
-    """What each task asks about as it was sent last, with every mask that it or its answers show."""
-    rows = snapshot.rows(_ITEMS, {"queue": queue, "keys": [task.item_key for task in tasks]})
+def _load_items(
+    snapshot: Snapshot, rows: Sequence[Mapping[str, Any]], tasks: Sequence[AnsweredTask]
+) -> dict[str, AskedItem]:
+    """What each task asks about as it was sent last, by its row of `reviews`, with every mask that it or its answers show."""
     regions = {
         str(region.get("id"))
         for task in tasks

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("table", "csv", "json", "parquet")
 _OF_FILES = FORMATS[1:]  # a table is drawn for a screen, and cut to its width
+# As DuckDB writes them, wherever in a value; a text is matched whole, for it may speak of them.
+_NOT_FINITE = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|-?(?:NaN|Infinity)')
 
 
 def write_result(
@@ -25,7 +29,7 @@ def write_result(
     out: TextIO | str,
     storage_options: dict[str, Any] | None = None,
 ) -> None:
-    """Write a query's result as `table`, `csv`, `json` (an array, one object a line) or `parquet`.
+    """Write a query's result as `table`, `csv`, `json` (an array, one object a line; null for NaN and infinity) or `parquet`.
 
     Args:
         out: an open text stream, or the path or fsspec URL of a file, which appears only when complete; its folder has to be there.
@@ -47,10 +51,12 @@ def write_result(
     def write(path: Path) -> None:
         if format == "table":
             path.write_text(_drawn(con), encoding="utf-8")
+        elif format == "json":
+            with path.open("w", encoding="utf-8") as file:
+                file.writelines(_json_lines(con, result.schema.names))
         else:
             options = {
                 "csv": "FORMAT csv, HEADER",
-                "json": "FORMAT json, ARRAY true",
                 "parquet": "FORMAT parquet, COMPRESSION zstd",
             }
             con.execute(
@@ -78,6 +84,19 @@ def format_of(out: str) -> str:
             f"{out} does not end in .{', .'.join(_OF_FILES)}: end it so, or say --format as well."
         )
     return ending
+
+
+def _json_lines(con: duckdb.DuckDBPyConnection, columns: Sequence[str]) -> Iterator[str]:
+    """The result as an array; what JSON has no number for is null."""
+    row = f"row {max(columns, key=len)}".replace('"', '""')  # longer than any: no column is called so
+    start = "[\n\t"
+    for batch in con.sql(f'SELECT to_json("{row}") FROM result AS "{row}"').to_arrow_reader(2048):
+        for line in batch.column(0).to_pylist():
+            if "NaN" in line or "Infinity" in line:
+                line = _NOT_FINITE.sub(lambda found: found[0] if found[0][0] == '"' else "null", line)
+            yield start + line
+            start = ",\n\t"
+    yield "[\n]\n" if start[0] == "[" else "\n]\n"
 
 
 def _drawn(con: duckdb.DuckDBPyConnection) -> str:
