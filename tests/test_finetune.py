@@ -20,7 +20,7 @@ from engine.learn.distillation import EncodedImage, distil
 from engine.learn.finetuning import Finetuned, finetune
 from engine.learn.lessons import Lessons
 from engine.learn.losses import dice_loss, focal_loss
-from engine.learn.prompt_rounds import PromptDrawer, Taught
+from engine.learn.prompt_rounds import PromptDrawer, Taught, teach
 from engine.learn.trainee import PromptedModel
 from engine.learn.training_images import TrainingImage, draw_targets, human_images
 from engine.masks.map_crop import MapCrop
@@ -70,6 +70,20 @@ def test_losses_are_those_of_the_published_code() -> None:
     for cut in (0.5, 0.6):
         loss = dice_loss(logits, target, certainty > cut)[:, 0]
         assert torch.allclose(loss, values[f"dice_map_certainty_gt_{cut}"], atol=1e-6)
+
+
+def test_the_score_of_a_pseudo_label_is_taught_over_all_of_its_cells() -> None:
+    """Else a mask that is right where it is certain would be told that it is right, and one without a certain cell that it is not."""
+    share = torch.zeros(1, 1, 32, 32)
+    share[..., 8:24, 8:24] = 1
+    logits_MOhw = torch.where(share > 0, 5.0, -5.0).repeat(1, 4, 1, 1)
+    logits_MOhw[..., 8:16] = -5  # half of it is missing, where the map is unsure
+    certain = torch.ones_like(share)
+    certain[..., :16] = 0
+    for certainty in (certain, torch.zeros_like(share)):
+        taught = Taught(share, certainty, torch.zeros(1, dtype=torch.int64))
+        _, _, iou_M = teach(logits_MOhw, torch.zeros(1, 4), taught, TINY)
+        assert iou_M == pytest.approx(0.5)
 
 
 def test_points_of_pseudo_labels_lie_where_the_map_is_certain() -> None:

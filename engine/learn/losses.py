@@ -61,12 +61,8 @@ def cell_loss(logits_NMhw: torch.Tensor, target_NMhw: torch.Tensor, near_NMhw: t
 
 
 @torch.no_grad()
-def mask_iou(
-    logits_NMhw: torch.Tensor, target_NMhw: torch.Tensor, certain_NMhw: torch.Tensor | None = None
-) -> torch.Tensor:
-    """IoU of the masks cut at logit 0 with the targets cut at 0.5, NM; over the certain pixels where such are given."""
+def mask_iou(logits_NMhw: torch.Tensor, target_NMhw: torch.Tensor) -> torch.Tensor:
+    """IoU of the masks cut at logit 0 with the targets cut at 0.5, NM."""
     mask, target = logits_NMhw > 0, target_NMhw > 0.5
-    if certain_NMhw is not None:
-        mask, target = mask & certain_NMhw, target & certain_NMhw
     union = (mask | target).flatten(2).sum(2)
     return (mask & target).flatten(2).sum(2) / union.clamp(min=1)

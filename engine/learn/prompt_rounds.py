@@ -164,7 +164,7 @@ def teach(
     certain = None if certainty is None else certainty > settings.certain
     share = taught.share_M1hw.expand_as(logits_MOhw)
     masks_MO = 20 * focal_loss(logits_MOhw, share, certainty) + dice_loss(logits_MOhw, share, certain)
-    truth_MO = mask_iou(logits_MOhw, share, certain)
+    truth_MO = mask_iou(logits_MOhw, share)  # of the whole mask: where nothing is certain it would be 0
     best_M1 = masks_MO[:, 1:].argmin(1, keepdim=True)
     loss = masks_MO[:, 1:].gather(1, best_M1).mean() + _SINGLE * masks_MO[:, 0].mean()
     loss = loss + _OTHERS * masks_MO[:, 1:].mean()
