@@ -117,14 +117,15 @@ def finetune_model(
 
 
 def warn_of_learning(record: Mapping[str, Any]) -> list[str]:
-    """What whoever taught a version with a store should know, from its row of `models`: a sentence for each thing that was amiss."""
-    data, settings, metrics = (json.loads(record[key]) for key in ("data", "settings", "metrics"))
+    """What whoever taught a version with a store should know, from its row of `models`: a sentence for each thing that was amiss.
+    Rows of others may not say all of it."""
+    data, settings, metrics = (json.loads(record.get(key) or "{}") for key in ("data", "settings", "metrics"))
     warnings = []
-    if lost := metrics["lost"]:
+    if lost := metrics.get("lost"):
         warnings.append(
             f"{lost} images of the pool could not be opened: others were learnt from in their place."
         )
-    if settings["distillation"] and not data["pseudo"]["held"]:
+    if settings.get("distillation") and data.get("pseudo", {}).get("held") == 0:
         warnings.append(
             "Nothing kept the model from forgetting: the store has no image of it that people have not labelled. "
             "Label a pool of other images too."
