@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,11 +67,7 @@ def read_fitting_sets(
                 f"The set {name!r} has no labelled image that may be learnt from. Rename it, or leave it out."
             )
     if scenes:
-
-        def tell(done: int, total: int) -> None:
-            if progress:
-                progress("painting scenes", done, total)
-
+        tell = partial(progress, "painting scenes") if progress else None
         learnt[SCENES] = make_head_scenes(scenes, _SCENE_SIZE, tell)
     return FittingSets(labelled, learnt)
 

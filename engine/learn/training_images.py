@@ -19,7 +19,7 @@ from engine.masks.map_crop import MapCrop
 from engine.masks.rle import decode_rle
 from engine.models.segmenter import Segmenter
 from engine.store.connection import quote_sql
-from engine.store.people import ANSWERED, find_answered
+from engine.store.people import ANSWERED, SAID, find_answered
 from schemas.errors import ConfigError
 from schemas.records import TASKS
 
@@ -38,12 +38,12 @@ _MASKS = f"""
       AND coalesce(d.decision = 'accept', true) AND m.mask_id NOT IN ({ANSWERED})
       AND m.mask_id NOT IN (SELECT unnest($answered::VARCHAR[]))
 """
-_SAID = "SELECT DISTINCT image_id FROM labels WHERE verdict NOT IN ('withdrawn', 'skipped')"
+_ANSWERED_IMAGES = f"SELECT DISTINCT image_id FROM labels WHERE {SAID}"
 # Drawn before any mask is read: those of a whole pool would fill the memory.
 _DRAWN = f"""
     WITH own AS (
         SELECT image_id, list(DISTINCT [uri, fingerprint] ORDER BY [uri, fingerprint]) AS copies, list(DISTINCT attempt) AS attempts,
-               image_id IN ({_SAID}) AS answered,
+               image_id IN ({_ANSWERED_IMAGES}) AS answered,
                md5(image_id || $seed) AS place
         FROM images WHERE model = $model AND error_kind IS NULL AND image_id NOT IN (SELECT unnest($left_out::VARCHAR[]))
         GROUP BY image_id),
@@ -162,7 +162,9 @@ def pseudo_labelled_images(
     files = {image.load.image_id for image in labelled if isinstance(image.load, FileLoader)}
 
     def read(snapshot: Snapshot) -> tuple[list[dict[str, Any]], list[dict[str, Any]], bool]:
-        judged = {row["image_id"] for row in snapshot.rows(_SAID, {}) if is_kept_out(row["image_id"])}
+        judged = {
+            row["image_id"] for row in snapshot.rows(_ANSWERED_IMAGES, {}) if is_kept_out(row["image_id"])
+        }
         answered = sorted(find_answered(snapshot, model))
         asked = {"model": model, "most_uncertain": most_uncertain, "answered": answered}
         draw = {"left_out": sorted(files | judged), "seed": str(seed), "images": images}

@@ -10,7 +10,9 @@ if TYPE_CHECKING:
 
 JUDGED = "('correct', 'fixed', 'new', 'no object', 'deleted')"
 """Verdicts by which people say something of a mask, as SQL."""
-ANSWERED = "SELECT mask_id FROM labels WHERE mask_id IS NOT NULL AND verdict NOT IN ('withdrawn', 'skipped')"
+SAID = "verdict NOT IN ('withdrawn', 'skipped')"
+"""SQL of the rows of `labels` that count as an answer."""
+ANSWERED = f"SELECT mask_id FROM labels WHERE mask_id IS NOT NULL AND {SAID}"
 """SQL of the masks that have an answer, `mask_id`."""
 WAITING = """
     SELECT unnest(mask_ids) AS mask_id FROM reviews WHERE (queue, item_key) NOT IN
@@ -20,17 +22,14 @@ WAITING = """
 no longer holds."""
 SAME_OBJECT = 0.5
 """IoU above which two masks are of one object: that of an answer and a model's, or those that two people drew."""
-_SAID = (
-    "SELECT image_id, mask_id, rle, height, width FROM labels WHERE verdict NOT IN ('withdrawn', 'skipped')"
-)
 # What people made of a mask, and what they were shown: to draw that again, after they took it away or mended it, is to ask again.
 _SHAPES = f"""
-    SELECT image_id, rle, height, width FROM ({_SAID}) WHERE rle IS NOT NULL
-    UNION SELECT image_id, rle, height, width FROM masks WHERE mask_id IN (SELECT mask_id FROM ({_SAID}))
+    SELECT image_id, rle, height, width FROM labels WHERE {SAID} AND rle IS NOT NULL
+    UNION SELECT image_id, rle, height, width FROM masks WHERE mask_id IN ({ANSWERED})
 """
 _BESIDE = f"""
     SELECT mask_id, image_id, rle, height, width FROM masks
-    WHERE model = $model AND replaced_by IS NULL AND image_id IN (SELECT image_id FROM ({_SAID}))
+    WHERE model = $model AND replaced_by IS NULL AND image_id IN (SELECT image_id FROM labels WHERE {SAID})
 """
 _AT_ONCE = 10_240
 # The best agreed first: of several answers to a mask that was shown only that one is seen.
